@@ -1,0 +1,1 @@
+"""The order: Prefect flows over the stages, and the command line."""

@@ -1,0 +1,485 @@
+"""The pipeline file: what to watch, which model, when to retrain, what may go live.
+
+``PipelineConfig`` is frozen and forbids unknown keys. Every field says its meaning and unit, and the
+same words make the JSON schema for editors and the comments of the file that ``everfresh init`` writes.
+Credentials never stand here: boto3 reads them from its own chain (environment, profile, role).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from everfresh.tasks.errors import ConfigError
+
+Rung = Literal["head", "full", "pretrained"]
+Trust = Literal["trusted", "suspect", "retired"]
+
+SECRET_KEY = re.compile(r"(secret|password|passwd|access_?key|api_?key|token|credential)", re.IGNORECASE)
+SECRET_VALUE = re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b|://[^/@\s]+:[^/@\s]+@")
+
+
+class Section(BaseModel):
+    """One section of the file: frozen, unknown keys forbidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
+    repeated = sorted({v for v in values if values.count(v) > 1})
+    if repeated:
+        raise ValueError(f"must not repeat a name, got {', '.join(repeated)} more than once. Name each once")
+    return values
+
+
+Names = Annotated[tuple[str, ...], AfterValidator(_unique)]
+
+
+class ParentFolder(Section):
+    """The label of a file is the name of the folder that holds it."""
+
+    kind: Literal["parent_folder"] = "parent_folder"
+
+
+class Sidecar(Section):
+    """Labels, times and slices stand in a table beside the files."""
+
+    kind: Literal["sidecar"] = "sidecar"
+    path: str
+    """The table, relative to the source: `.csv`, `.jsonl` or `.parquet`."""
+    key_column: str = "key"
+    """Column with the file's path relative to the source."""
+    label_column: str = "label"
+    """Column with the label; an empty cell means not labelled yet."""
+    timestamp_column: str | None = None
+    """Column with the time of each sample, ISO 8601."""
+    slice_columns: Names = ()
+    """Columns by which results are broken down (site, device, …)."""
+
+
+class Unlabelled(Section):
+    """No labels: drift is watched, nothing is trained."""
+
+    kind: Literal["none"] = "none"
+
+
+Labels = Annotated[ParentFolder | Sidecar | Unlabelled, Field(discriminator="kind")]
+
+
+class ImageFolder(Section):
+    """Image files under a folder or a store prefix."""
+
+    kind: Literal["folder"] = "folder"
+    path: str = "inbox"
+    """Folder or `s3://bucket/prefix` with JPEG, PNG, WebP, BMP, GIF or TIFF files."""
+    labels: Labels = ParentFolder()
+    """Where labels come from: `parent_folder`, `sidecar` or `none`."""
+    timezone: str | None = None
+    """IANA zone of times that name none, such as `Europe/Berlin`."""
+    ordered: bool = False
+    """True only if new keys always sort after all earlier ones: the listing then starts at the last key."""
+
+
+class TarShards(Section):
+    """Image files inside tar archives, read in the order in which the archives are named."""
+
+    kind: Literal["shards"] = "shards"
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Tar files, or folders or `s3://` prefixes that hold them; members are `…/label/name.jpg`."""
+    labels: Labels = ParentFolder()
+    """Where labels come from: `parent_folder`, `sidecar` or `none`."""
+    timezone: str | None = None
+    """IANA zone of times that name none."""
+
+
+Source = Annotated[ImageFolder | TarShards, Field(discriminator="kind")]
+
+
+class WindowConfig(Section):
+    """How new samples become a window, and how a window is split."""
+
+    min_samples: int = Field(default=1, ge=1, le=10_000_000)
+    """A window waits until at least so many new files are there."""
+    max_samples: int = Field(default=5_000, ge=1, le=10_000_000)
+    """A window takes at most so many files; the rest makes the next window."""
+    order: Literal["key", "modified", "shuffled"] = "key"
+    """Order in which waiting files are taken; `shuffled` is seeded and keeps the order of archives."""
+    holdout_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Share of samples that only the gates ever see."""
+    tune_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of samples for early stopping, calibration and the choice of rung."""
+    bank_max_samples: int = Field(default=2_000, ge=1, le=1_000_000)
+    """Upper bound of the bank of earlier hold-outs, in samples; a seeded sample stands for the rest."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the split and of the shuffle."""
+
+    @model_validator(mode="after")
+    def _leaves_training_data(self) -> Self:
+        if self.holdout_fraction + self.tune_fraction > 0.9:
+            raise ValueError(
+                f"holdout_fraction + tune_fraction must be at most 0.9, got "
+                f"{self.holdout_fraction + self.tune_fraction:g}. Leave at least a tenth to train on"
+            )
+        if self.min_samples > self.max_samples:
+            raise ValueError(
+                f"min_samples must not exceed max_samples, got {self.min_samples} > {self.max_samples}. Raise max_samples"
+            )
+        return self
+
+
+class ModelConfig(Section):
+    """The model and how a picture becomes its input."""
+
+    architecture: str = Field(default="resnet50", pattern=r"^[a-z][a-z0-9_]*$|^[\w.]+:[A-Za-z_]\w*$")
+    """A torchvision classifier by name, or your own `package.module:callable(num_classes)`."""
+    weights: str | None = "DEFAULT"
+    """Start: a torchvision weights name, a file, a store key (`s3://…`), or null for random weights."""
+    classes: Names = Field(min_length=2)
+    """Class names, as they stand in the labels; the order is the model's output order."""
+    image_size: int = Field(default=224, ge=8, le=4096)
+    """Side of the square input, pixels: shorter side resized, centre cropped."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean that is subtracted, by channel, in units of 0…1."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation that divides, by channel, in units of 0…1."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of training and embedding; gates always compare in the precision that is served, fp32."""
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, std: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(std) <= 0:
+            raise ValueError(f"must be positive in each channel, got {std}. Use the std the weights were trained with")
+        return std
+
+
+class DriftConfig(Section):
+    """How a window is compared with the champion's reference."""
+
+    false_alarm_rate: float = Field(default=0.01, gt=0, le=0.5)
+    """Share of quiet windows that may alarm."""
+    max_samples: int = Field(default=5_000, ge=20, le=1_000_000)
+    """At most so many samples of a window and of a reference component are looked at."""
+    permutations: int = Field(default=999, ge=99, le=100_000)
+    """Permutations behind each p-value; the smallest possible p is 1 / (permutations + 1)."""
+    components: int = Field(default=16, ge=0, le=512)
+    """Leading principal components of the embedding that are tested."""
+    report: bool = True
+    """Write Evidently's HTML and JSON report beside our own numbers."""
+
+    @model_validator(mode="after")
+    def _rate_is_reachable(self) -> Self:
+        if self.false_alarm_rate * (self.permutations + 1) < 1:
+            raise ValueError(
+                f"permutations must be at least 1 / false_alarm_rate - 1 = {1 / self.false_alarm_rate - 1:.0f}, got "
+                f"{self.permutations}: no window could ever alarm. Raise permutations"
+            )
+        return self
+
+
+class OnDrift(Section):
+    """Retrain when the alarm rings and the estimated loss of accuracy is at least this."""
+
+    kind: Literal["drift"] = "drift"
+    min_severity: float = Field(default=0.02, ge=0, le=1)
+    """Estimated loss of accuracy, 0…1, below which an alarm is reported but not acted on."""
+
+
+class OnNewSamples(Section):
+    """Retrain when so many labelled samples have come since the last training."""
+
+    kind: Literal["new_samples"] = "new_samples"
+    count: int = Field(ge=1)
+    """Labelled samples since the last training."""
+
+
+class OnAge(Section):
+    """Retrain when the champion is older than this."""
+
+    kind: Literal["age"] = "age"
+    days: float = Field(gt=0)
+    """Age of the champion in days, by the store's clock."""
+
+
+class OnPerformance(Section):
+    """Retrain when the accuracy measured on the window's labels has dropped by this much."""
+
+    kind: Literal["performance"] = "performance"
+    max_drop: float = Field(default=0.05, gt=0, le=1)
+    """Drop of measured accuracy against the champion's baseline, 0…1; must exceed its 95 % interval too."""
+
+
+Trigger = Annotated[OnDrift | OnNewSamples | OnAge | OnPerformance, Field(discriminator="kind")]
+
+
+class PolicyConfig(Section):
+    """When to retrain, and how much effort to spend."""
+
+    triggers: tuple[Trigger, ...] = (OnDrift(), OnPerformance())
+    """Any one of them is enough: `drift`, `performance`, `new_samples`, `age`; a person can always force."""
+    cooldown_windows: int = Field(default=0, ge=0, le=10_000)
+    """Windows after a training during which only a person can start another."""
+    bootstrap: Rung = "full"
+    """How version 1 is trained when there is no champion yet."""
+    ladder: Annotated[tuple[Rung, ...], AfterValidator(_unique)] = Field(default=("head", "full"), min_length=1)
+    """Rungs in the order in which they are tried, cheapest first."""
+    adequate_drop: float = Field(default=0.03, ge=0, le=1)
+    """A rung is enough when its tune accuracy is at most this far below the champion's baseline, 0…1."""
+
+
+class FineTuneConfig(Section):
+    """How a challenger is trained."""
+
+    epochs: int = Field(default=8, ge=1, le=10_000)
+    """Passes over the training samples in the rungs `full` and `pretrained`."""
+    batch_size: int = Field(default=32, ge=2, le=65_536)
+    """Samples a step."""
+    learning_rate: float = Field(default=1e-3, gt=0, le=10)
+    """Peak of the one-cycle schedule in `pretrained`; `full` takes a third of it."""
+    weight_decay: float = Field(default=0.01, ge=0, le=1)
+    """Decoupled weight decay (AdamW)."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target that is spread over all classes."""
+    augment: Literal["none", "crop", "crop_flip"] = "crop"
+    """Random resized crops in `full` and `pretrained`, and flips where left and right do not matter."""
+    replay_max_samples: int = Field(default=5_000, ge=0, le=10_000_000)
+    """Samples of earlier trusted windows that are trained on again; 0 trains on the new window only."""
+    checkpoint_every: int = Field(default=1, ge=1, le=10_000)
+    """Epochs between two checkpoints; a killed run loses at most so many."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of weights, order and augmentation."""
+
+
+class FloorGate(Section):
+    """The challenger's own score must reach a floor."""
+
+    kind: Literal["floor"] = "floor"
+    metric: Literal["accuracy", "precision", "recall", "f1"] = "accuracy"
+    """Which score; precision, recall and F1 are averaged over the classes that occur."""
+    on: Literal["window", "bank"] = "window"
+    """`window`: this window's hold-out; `bank`: the earlier hold-outs, pooled."""
+    minimum: float = Field(default=0.5, ge=0, le=1)
+    """Lowest score that passes, 0…1."""
+
+
+class BetterGate(Section):
+    """The challenger must beat the champion on this window's hold-out."""
+
+    kind: Literal["better"] = "better"
+    min_gain: float = Field(default=0.0, ge=0, le=1)
+    """Gain of accuracy, 0…1, that the point estimate must exceed."""
+    confidence: float = Field(default=0.8, ge=0.5, lt=1)
+    """One-sided confidence that the gain is above zero (exact McNemar test)."""
+
+
+class NoWorseGate(Section):
+    """The challenger must not be worse than the champion on the bank of earlier hold-outs, pooled."""
+
+    kind: Literal["no_worse"] = "no_worse"
+    margin: float = Field(default=0.02, ge=0, le=1)
+    """Loss of accuracy, 0…1, that the point estimate may not exceed."""
+    confidence: float = Field(default=0.95, ge=0.5, lt=1)
+    """Confidence of the paired interval; it fails if the whole interval lies below zero."""
+
+
+Gate = Annotated[FloorGate | BetterGate | NoWorseGate, Field(discriminator="kind")]
+
+
+class ScheduleConfig(Section):
+    """When the deployed flows tick. `everfresh run` is one tick at any time."""
+
+    retrain: str | None = None
+    """Cron expression of the whole loop, such as `0 3 * * *`; null for by hand only."""
+    monitor: str | None = None
+    """Cron expression of the cheap part: ingest, drift, alert."""
+    timezone: str = "UTC"
+    """IANA zone in which the cron expressions are read."""
+
+    @field_validator("retrain", "monitor")
+    @classmethod
+    def _five_fields(cls, cron: str | None) -> str | None:
+        if cron is not None and len(cron.split()) != 5:
+            raise ValueError(f"must be a cron expression of five fields, got {cron!r}. Every night at three is '0 3 * * *'")
+        return cron
+
+
+AlertEvent = Literal["drift.detected", "data.quarantined", "gate.rejected", "release.published", "champion.rolled-back"]
+
+
+class AlertsConfig(Section):
+    """Which happenings are emitted as Prefect events `everfresh.<name>`, for automations to act on."""
+
+    events: tuple[AlertEvent, ...] = (
+        "drift.detected", "data.quarantined", "gate.rejected", "release.published", "champion.rolled-back",
+    )  # fmt: skip
+    """Names of the events."""
+
+
+class PipelineConfig(Section):
+    """One model kept fresh."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    """Name of the pipeline: lower case, digits, dashes. It is the folder of this pipeline in the store."""
+    store: str
+    """Where everything is kept: a folder, `file://…` or `s3://bucket/prefix`. Endpoint and keys: AWS_* variables."""
+    source: Source
+    """Where data arrives."""
+    window: WindowConfig = WindowConfig()
+    """How new samples become a window."""
+    model: ModelConfig
+    """The model."""
+    drift: DriftConfig = DriftConfig()
+    """How drift is measured."""
+    policy: PolicyConfig = PolicyConfig()
+    """When to retrain."""
+    fine_tune: FineTuneConfig = FineTuneConfig()
+    """How to train."""
+    gates: tuple[Gate, ...] = Field(default=(FloorGate(), BetterGate(), NoWorseGate()), min_length=1)
+    """What a challenger must pass to go live: `floor`, `better`, `no_worse`."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """When it runs by itself."""
+    alerts: AlertsConfig = AlertsConfig()
+    """What is told to others."""
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if isinstance(self.source.labels, Unlabelled) and self.policy.triggers:
+            raise ValueError(
+                "policy.triggers must be empty while source.labels is none, got "
+                f"{', '.join(t.kind for t in self.policy.triggers)}: nothing can be trained without labels. "
+                "Write `triggers: []` to watch only, or say where labels are"
+            )
+        if self.model.weights is None and self.policy.bootstrap == "head":
+            raise ValueError(
+                "policy.bootstrap must not be head while model.weights is null, got head on random features. "
+                "Give weights, or bootstrap with pretrained"
+            )
+        return self
+
+
+def load_config(path: str | Path) -> PipelineConfig:
+    """Read and validate a pipeline file.
+
+    ``${NAME}`` and ``${NAME:-default}`` in values are replaced from the environment; relative paths are
+    taken from the file's own folder.
+
+    Raises:
+        ConfigError: the file is missing, no YAML, or breaks a rule; names field, rule, value and remedy.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such pipeline file. Write one with `everfresh init {path}`.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}). Give a UTF-8 YAML file.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}. Mend that line.") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must be a mapping of sections, got {type(raw).__name__}. See `everfresh init`.")
+    return parse_config(_expand(raw, str(path)), base=path.parent, label=str(path))
+
+
+def parse_config(raw: dict[str, Any], *, base: Path | None = None, label: str = "pipeline") -> PipelineConfig:
+    """Validate a mapping as a pipeline; `base` is the folder that relative paths start from.
+
+    Raises:
+        ConfigError: a rule is broken; one line for each field.
+    """
+    secrets = list(_inline_secrets(raw))
+    if secrets:
+        raise ConfigError(
+            f"{label}: {', '.join(secrets)} must not hold a credential. Remove it and let boto3 find the credentials: "
+            "environment (AWS_ACCESS_KEY_ID, …), a profile (AWS_PROFILE) or the machine's role."
+        )
+    try:
+        config = PipelineConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = "\n".join(f"  {line}" for line in _explain(error))
+        raise ConfigError(f"{label}:\n{lines}") from None
+    return _anchored(config, base) if base is not None else config
+
+
+def json_schema() -> str:
+    """JSON schema of the pipeline file, for editors to complete and check it."""
+    return json.dumps(PipelineConfig.model_json_schema(), indent=2) + "\n"
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    for item in error.errors(include_url=False):
+        field = ".".join(str(part) for part in item["loc"]) or "pipeline"
+        value = item["input"] if not isinstance(item["input"], dict | list) else f"a {type(item['input']).__name__}"
+        match item["type"]:
+            case "extra_forbidden":
+                yield f"{field}: unknown key. Remove it or correct its spelling; `everfresh init` lists all keys."
+            case "missing":
+                yield f"{field}: is required. Add it; `everfresh init` shows an example."
+            case "value_error":
+                yield f"{field}: {item['ctx']['error']!s}."
+            case _:
+                yield f"{field}: {item['msg'][0].lower() + item['msg'][1:]}, got {value!r}. Change it to fit."
+
+
+def _inline_secrets(node: Any, path: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            here = f"{path}.{key}" if path else str(key)
+            if SECRET_KEY.search(str(key)) and not isinstance(value, dict | list):
+                yield here
+            else:
+                yield from _inline_secrets(value, here)
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _inline_secrets(value, f"{path}.{index}")
+    elif isinstance(node, str) and SECRET_VALUE.search(node):
+        yield path
+
+
+VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+def _expand(node: Any, label: str) -> Any:
+    def value(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        if (found := os.environ.get(name, default)) is None:
+            raise ConfigError(
+                f"{label}: the variable ${{{name}}} must be set, got nothing. "
+                f"Run `export {name}=…`, or write a default as ${{{name}:-…}}."
+            )
+        return found
+
+    if isinstance(node, dict):
+        return {key: _expand(item, label) for key, item in node.items()}
+    if isinstance(node, list):
+        return [_expand(item, label) for item in node]
+    return VARIABLE.sub(value, node) if isinstance(node, str) else node
+
+
+def _anchored(config: PipelineConfig, base: Path) -> PipelineConfig:
+    """The same config with relative local paths made absolute from `base`."""
+
+    def anchor(path: str) -> str:
+        return path if "://" in path else str((base / Path(path).expanduser()).resolve())
+
+    source: ImageFolder | TarShards
+    if isinstance(config.source, ImageFolder):
+        source = config.source.model_copy(update={"path": anchor(config.source.path)})
+    else:
+        source = config.source.model_copy(update={"paths": tuple(anchor(p) for p in config.source.paths)})
+    weights = config.model.weights
+    if weights is not None and is_path(weights):
+        weights = anchor(weights)
+    model = config.model.model_copy(update={"weights": weights})
+    return config.model_copy(update={"store": anchor(config.store), "source": source, "model": model})
+
+
+def is_path(weights: str) -> bool:
+    """Whether `model.weights` names a file or a key rather than a torchvision weights name."""
+    return "/" in weights or weights.endswith((".safetensors", ".pt", ".pth"))

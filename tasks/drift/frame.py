@@ -1,0 +1,107 @@
+"""The monitoring frame: what drift is measured on, one row a sample.
+
+Columns people can read (image properties, metadata slices, prediction, confidence), the champion's class
+probabilities, and its embedding. Nothing is decoded here: properties were measured at ingest, embeddings are
+kept in the store.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from everfresh.tasks.embeddings import Embedder
+from everfresh.tasks.views import Sample, View
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A bounded sample of one window or one reference component."""
+
+    numerical: dict[str, Floats]
+    """(N,) by name: image properties and ``confidence``."""
+    categorical: dict[str, NDArray[np.str_]]
+    """(N,) by name: ``prediction`` and the slices of the sidecar."""
+    probabilities: Floats
+    """(N, C) softmax of the champion."""
+    embeddings: Floats
+    """(N, D)."""
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+    """(N,) class numbers, -1 where no known label is."""
+    places: tuple[tuple[View, int], ...]
+    """Where each sample's picture is: view and row."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def confidence(self) -> Floats:
+        """(N,) highest class probability."""
+        return self.numerical["confidence"]
+
+    @property
+    def correct(self) -> Floats:
+        """(N,) 1 where the prediction is the label, 0 where not, NaN where there is no label."""
+        hit = (self.probabilities.argmax(axis=1) == self.labels).astype(np.float64)
+        return np.where(self.labels >= 0, hit, np.nan)
+
+    def take(self, rows: NDArray[np.int64]) -> Frame:
+        """The frame of some of its samples, in that order; rows may repeat."""
+        return Frame(
+            {name: column[rows] for name, column in self.numerical.items()},
+            {name: column[rows] for name, column in self.categorical.items()},
+            self.probabilities[rows],
+            self.embeddings[rows],
+            self.classes,
+            self.labels[rows],
+            tuple(self.places[int(r)] for r in rows),
+        )
+
+    def picture(self, row: int) -> bytes:
+        """Encoded bytes of one sample's picture."""
+        view, index = self.places[row]
+        return next(view.read([index]))
+
+
+def build(embedder: Embedder, picks: Sequence[tuple[View, NDArray[np.int64]]]) -> Frame:
+    """The frame of the given rows of some views, through the embedder's model."""
+    classes = embedder.spec.classes
+    number = {name: i for i, name in enumerate(classes)}
+    samples: list[Sample] = []
+    places: list[tuple[View, int]] = []
+    embedded, scored = [], []
+    for view, rows in picks:
+        samples += [view.samples[int(r)] for r in rows]
+        places += [(view, int(r)) for r in rows]
+        embedding, scores = embedder.scores(view, rows)
+        embedded.append(embedding)
+        scored.append(scores)
+    probabilities = torch.cat(scored).double().softmax(dim=1).numpy()
+    numerical = {
+        name: np.array([getattr(s, name) for s in samples], dtype=np.float64)
+        for name in ("brightness", "contrast", "sharpness", "colourfulness")
+    }
+    numerical["aspect"] = np.array([s.width / s.height for s in samples], dtype=np.float64)
+    numerical["pixels"] = np.array([float(s.width * s.height) for s in samples], dtype=np.float64)
+    numerical["confidence"] = probabilities.max(axis=1)
+    categorical = {"prediction": np.array([classes[i] for i in probabilities.argmax(axis=1)], dtype=np.str_)}
+    slices = [json.loads(s.slices) for s in samples]
+    for name in sorted({key for row in slices for key in row}):
+        categorical[name] = np.array([row.get(name, "") for row in slices], dtype=np.str_)
+    return Frame(
+        numerical,
+        categorical,
+        probabilities,
+        torch.cat(embedded).double().numpy(),
+        classes,
+        np.array([number.get(s.label, -1) if s.label is not None else -1 for s in samples], dtype=np.int64),
+        tuple(places),
+    )

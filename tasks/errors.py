@@ -1,0 +1,63 @@
+"""Every error Everfresh raises on purpose.
+
+::
+
+    EverfreshError
+    ├── ConfigError       the pipeline file: field, rule, value, remedy
+    ├── StoreError        the store cannot be reached or breaks a promise
+    │   ├── ObjectMissing     a key that a record names is not there
+    │   └── DigestMismatch    bytes are not what their record says
+    ├── SourceError       the source cannot be listed or read
+    ├── ModelError        architecture, weights or classes do not fit
+    ├── DataError         too few or unusable samples for a step
+    ├── TrainingError     the loss is not finite, the device is missing
+    └── ReleaseError      a move of the champion that is not allowed
+        └── ChampionMoved     somebody moved it since the evaluation
+
+A message names what was read, the rule, the value that broke it and the remedy. An ``EverfreshError``
+is shown to the user as that one sentence; anything else is a bug and keeps its traceback.
+"""
+
+
+class EverfreshError(Exception):
+    """Base of all errors that are meant for the user's eyes."""
+
+
+class ConfigError(EverfreshError):
+    """The pipeline configuration is wrong."""
+
+
+class StoreError(EverfreshError):
+    """The store cannot be reached, refuses, or breaks a promise."""
+
+
+class ObjectMissing(StoreError):
+    """A key that should exist does not."""
+
+
+class DigestMismatch(StoreError):
+    """Bytes read are not the bytes that were recorded."""
+
+
+class SourceError(EverfreshError):
+    """The data source cannot be listed or read."""
+
+
+class ModelError(EverfreshError):
+    """Architecture, weights and classes do not fit together."""
+
+
+class DataError(EverfreshError):
+    """There is not enough usable data for a step."""
+
+
+class TrainingError(EverfreshError):
+    """Training cannot go on."""
+
+
+class ReleaseError(EverfreshError):
+    """A move of the champion that is not allowed."""
+
+
+class ChampionMoved(ReleaseError):
+    """The champion is no longer the one that the challenger was proven against."""

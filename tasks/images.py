@@ -1,0 +1,149 @@
+"""Bytes of a picture: checked and measured once at ingest, decoded and transformed for the model.
+
+Every picture becomes RGB, upright as its EXIF says, at most ``MAX_PIXELS`` large. What is measured are the
+properties of Evidently's and Deepchecks' image suites: brightness, contrast, sharpness, colourfulness
+(Hasler & Süsstrunk 2003) and shape.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from everfresh.tasks.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MAX_PIXELS = 64_000_000
+PROPERTIES = ("brightness", "contrast", "sharpness", "colourfulness", "aspect", "pixels")
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What ingest keeps of one picture beside its bytes."""
+
+    digest: str
+    """SHA-256 of the bytes."""
+    group: str
+    """Equal for equal and nearly equal pictures: digest of the 64-bit difference hash of the pixels."""
+    width: int
+    height: int
+    brightness: float
+    """Mean luminance, 0…1."""
+    contrast: float
+    """Standard deviation of luminance, 0…0.5."""
+    sharpness: float
+    """Mean absolute luminance step between neighbouring pixels at 64 px, 0…1."""
+    colourfulness: float
+    """Hasler-Süsstrunk colourfulness, 0 for grey."""
+
+    @property
+    def aspect(self) -> float:
+        """Width over height."""
+        return self.width / self.height
+
+
+def decode(data: bytes) -> Image.Image:
+    """The picture as upright RGB.
+
+    Raises:
+        DataError: not a whole, single, bounded picture; says which.
+    """
+    if not data:
+        raise DataError("is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+            image = Image.open(io.BytesIO(data))
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"has {image.width} × {image.height} pixels, more than {MAX_PIXELS:,}")
+            if getattr(image, "n_frames", 1) > 1:
+                raise DataError(f"is animated ({image.n_frames} frames)")  # type: ignore[attr-defined]
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return _rgb(upright)
+    except UnidentifiedImageError:
+        raise DataError("is not a picture in a known format") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DataError(f"has more than {MAX_PIXELS:,} pixels") from None
+    except (OSError, SyntaxError, ValueError, EOFError, ZeroDivisionError, MemoryError) as error:
+        raise DataError(f"cannot be decoded ({str(error) or type(error).__name__})") from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits a channel: scale, do not clip
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        return Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def examine(data: bytes) -> Picture:
+    """Decode once, check and measure.
+
+    Raises:
+        DataError: the bytes are not a usable picture.
+    """
+    image = decode(data)
+    grey = image.convert("L")
+    luminance = np.asarray(grey, dtype=np.float32) / 255
+    small = np.asarray(grey.resize((64, 64), Image.Resampling.BILINEAR), dtype=np.float32) / 255
+    return Picture(
+        digest=hashlib.sha256(data).hexdigest(),
+        group=_difference_hash(grey),
+        width=image.width,
+        height=image.height,
+        brightness=float(luminance.mean()),
+        contrast=float(luminance.std()),
+        sharpness=float((np.abs(np.diff(small, axis=0)).mean() + np.abs(np.diff(small, axis=1)).mean()) / 2),
+        colourfulness=_colourfulness(image),
+    )
+
+
+def _colourfulness(image: Image.Image) -> float:
+    thumbnail = np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR), dtype=np.float32)
+    red, green, blue = thumbnail[..., 0], thumbnail[..., 1], thumbnail[..., 2]
+    rg, yb = red - green, (red + green) / 2 - blue
+    return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean())) / 255
+
+
+def _difference_hash(grey: Image.Image) -> str:
+    """64 bits: is each of 9 × 8 cells brighter than its left neighbour? Survives rescaling and recompression."""
+    cells = np.asarray(grey.resize((9, 8), Image.Resampling.LANCZOS), dtype=np.int16)
+    bits: NDArray[np.uint8] = np.packbits(cells[:, 1:] > cells[:, :-1])
+    return bits.tobytes().hex()
+
+
+def to_tensor(data: bytes, size: int) -> torch.Tensor:
+    """The picture as the model's input before normalisation: (3, size, size) uint8.
+
+    The shorter side is resized with antialiasing, the centre cut out: the steps of torchvision's presets, on
+    tensors, so that a consumer with torchvision alone gets the same numbers.
+    """
+    from torchvision.transforms.v2 import functional as F
+
+    image = F.pil_to_tensor(decode(data))
+    if image.shape[-2:] != (size, size):
+        image = F.center_crop(F.resize(image, [size], antialias=True), [size, size])
+    return image
+
+
+def normalise(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """(N, 3, S, S) uint8 to float32 with the given mean and std."""
+    from torchvision.transforms.v2 import functional as F
+
+    return F.normalize(pixels.float() / 255, list(mean), list(std))

@@ -1,0 +1,345 @@
+"""Ingest: what is new in the source becomes one frozen window.
+
+Each new file is read once, decoded, measured, hashed and put into a group; one that cannot be used goes into
+quarantine with the reason. Then the view is written, and creating the next stream entry commits the window
+and the source cursor together: a crash before it loses nothing, a crash after it repeats nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import logging
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from everfresh.tasks.config import ImageFolder, ParentFolder, PipelineConfig, Sidecar, TarShards
+from everfresh.tasks.errors import DataError, ObjectMissing, SourceError, StoreError
+from everfresh.tasks.images import SUFFIXES, examine
+from everfresh.tasks.ledger import stream
+from everfresh.tasks.progress import bar
+from everfresh.tasks.records import Cursor, StreamEntry, digest_of
+from everfresh.tasks.store import FolderStore, Listed, Store, cache_folder, open_store
+from everfresh.tasks.views import ViewWriter, split_of
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES = 256 << 20
+"""A file larger than this is not read into memory but set aside."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of the source, inside a folder, a prefix or an archive."""
+
+    key: str
+    """Relative to the source; for a member of an archive `archive.tar/member`."""
+    version: str
+    size: int
+    modified: float
+    place: int
+    """Which of the source's paths it stands in."""
+    member: tarfile.TarInfo | None = field(default=None, compare=False)
+    archive: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """What the labels say of one file."""
+
+    label: str | None = None
+    timestamp: datetime | None = None
+    slices: Mapping[str, str] = field(default_factory=dict)
+
+
+def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
+    """Turn what is new in the source into the next window.
+
+    Returns:
+        The stream entry of the new window, or None if fewer than ``window.min_samples`` new files wait.
+
+    Raises:
+        SourceError: the source or its label table cannot be read.
+    """
+    log_of_windows = stream(store)
+    head = log_of_windows.last()
+    cursor = head.cursor_after if head else Cursor()
+    source = Source(config)
+    if source.listing == cursor.listing:
+        return None
+    seen = _seen(store, cursor)
+    waiting = [f for f in source.files(seen) if (f.key, f.version) not in seen and f.key > _lower_bound(config, cursor)]
+    if len(waiting) < config.window.min_samples:
+        return None
+    taken = _ordered(waiting, config)[: config.window.max_samples]
+    annotations = source.annotations()
+    with tempfile.TemporaryDirectory(prefix="everfresh-") as folder:
+        writer = ViewWriter(Path(folder))
+        for file in bar(taken, "ingest"):
+            _take(writer, source, file, annotations, config)
+        window = writer.commit(store, config.model.classes)
+        seen.update((f.key, f.version) for f in taken)
+        complete = len(taken) == len(waiting)
+        entry = StreamEntry(
+            seq=(head.seq if head else 0) + 1,
+            view=window.view,
+            previous=head.view if head else None,
+            cursor_after=_cursor(store, config, window.view, seen, source.listing if complete else "", Path(folder)),
+            committed_at=store.now(),
+        )
+    if log_of_windows.append(entry.seq, entry):
+        log.info("window %d: %d samples, %d in quarantine", entry.seq, window.samples, window.quarantined)
+        return entry
+    log.info("window %d was committed by another run", entry.seq)
+    return log_of_windows.entry(entry.seq)
+
+
+def _take(
+    writer: ViewWriter, source: Source, file: SourceFile, annotations: Mapping[str, Annotation], config: PipelineConfig
+) -> None:
+    if file.size > MAX_BYTES:
+        writer.reject(file.key, f"is {file.size:,} bytes, more than {MAX_BYTES:,}", b"")
+        return
+    try:
+        data = source.read(file)
+    except ObjectMissing:
+        writer.reject(file.key, "vanished between listing and reading", b"")
+        return
+    try:
+        picture = examine(data)
+        annotation = annotations.get(file.key, Annotation())
+        if isinstance(config.source.labels, ParentFolder):
+            annotation = Annotation(label=_parent(file.key))
+        elif isinstance(annotation, _Unusable):
+            raise DataError(annotation.reason)
+    except DataError as error:
+        writer.reject(file.key, str(error), data)
+        return
+    window = config.window
+    writer.add(
+        data,
+        key=file.key,
+        digest=picture.digest,
+        group=picture.group,
+        label=annotation.label,
+        split=split_of(picture.group, window.seed, window.holdout_fraction, window.tune_fraction),
+        timestamp=annotation.timestamp,
+        width=picture.width,
+        height=picture.height,
+        brightness=picture.brightness,
+        contrast=picture.contrast,
+        sharpness=picture.sharpness,
+        colourfulness=picture.colourfulness,
+        slices=json.dumps(dict(annotation.slices), sort_keys=True),
+    )
+
+
+def _parent(key: str) -> str | None:
+    parts = key.split("/")
+    return parts[-2] if len(parts) > 1 else None
+
+
+def _ordered(files: list[SourceFile], config: PipelineConfig) -> list[SourceFile]:
+    match config.window.order:
+        case "modified":
+            return sorted(files, key=lambda f: (f.modified, f.key))
+        case "shuffled":
+            return sorted(files, key=lambda f: (f.place, digest_of(config.window.seed, f.key)))
+        case "key":
+            return sorted(files, key=lambda f: (f.place, f.key))
+
+
+def _lower_bound(config: PipelineConfig, cursor: Cursor) -> str:
+    return cursor.last_key if isinstance(config.source, ImageFolder) and config.source.ordered else ""
+
+
+def _seen(store: Store, cursor: Cursor) -> set[tuple[str, str]]:
+    if cursor.index is None:
+        return set()
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(store.local(cursor.index))
+    return set(zip(table["key"].to_pylist(), table["version"].to_pylist(), strict=True))
+
+
+def _cursor(store: Store, config: PipelineConfig, view: str, seen: set[tuple[str, str]], listing: str, folder: Path) -> Cursor:
+    last_key = max(key for key, _ in seen)
+    if isinstance(config.source, ImageFolder) and config.source.ordered:
+        return Cursor(last_key=last_key, listing=listing)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = sorted(seen)
+    path = folder / "cursor.parquet"
+    pq.write_table(pa.table({"key": [k for k, _ in rows], "version": [v for _, v in rows]}), path)
+    name = digest_of(rows)
+    index = store.keep_file(f"windows/{view}/cursor-{name}.parquet", path)
+    return Cursor(index=index, last_key=last_key, listing=listing)
+
+
+class Source:
+    """The files of a source, listed once, and their labels."""
+
+    def __init__(self, config: PipelineConfig) -> None:
+        self.config = config.source
+        paths = (self.config.path,) if isinstance(self.config, ImageFolder) else self.config.paths
+        self._stores: list[Store] = []
+        self._objects: list[list[Listed]] = []
+        for path in paths:
+            self._list(path)
+        digest = hashlib.sha256()
+        for objects in self._objects:
+            for item in objects:
+                digest.update(f"{item.key}\0{item.version}\0".encode())
+        self.listing = digest.hexdigest()
+        """Digest of all keys and versions."""
+
+    def _list(self, path: str) -> None:
+        place = open_store(path)
+        wanted = ".tar" if isinstance(self.config, TarShards) else SUFFIXES
+        try:
+            if isinstance(place, FolderStore) and not place.root.is_dir():
+                if not place.root.is_file():
+                    raise SourceError(f"source.path must be a folder that exists, got {path}. Create it or correct the path.")
+                name, place = place.root.name, FolderStore(place.root.parent)
+                objects = [item for item in place.list() if item.key == name]
+            elif path.startswith("s3://") and path.endswith(".tar"):
+                folder, _, name = path.rpartition("/")
+                place = open_store(folder)
+                objects = [item for item in place.list() if item.key == name]
+            else:
+                objects = [item for item in place.list() if item.key.lower().endswith(wanted)]
+        except StoreError as error:
+            raise SourceError(f"source.path {path} cannot be listed: {error}") from error
+        sidecar = self.config.labels.path if isinstance(self.config.labels, Sidecar) else None
+        self._stores.append(place)
+        self._objects.append([item for item in objects if item.key != sidecar])
+
+    def files(self, seen: set[tuple[str, str]]) -> Iterator[SourceFile]:
+        """Every file; an archive whose every member was seen is not opened."""
+        for place, objects in enumerate(self._objects):
+            for item in objects:
+                if isinstance(self.config, TarShards):
+                    yield from self._members(place, item, seen)
+                else:
+                    yield SourceFile(item.key, item.version, item.size, item.modified.timestamp(), place)
+
+    def _members(self, place: int, item: Listed, seen: set[tuple[str, str]]) -> Iterator[SourceFile]:
+        archive = self._local(place, item)
+        try:
+            with tarfile.open(archive) as tar:
+                for member in tar:
+                    if member.isfile() and member.name.lower().endswith(SUFFIXES):
+                        key = f"{item.key}/{member.name}"
+                        yield SourceFile(key, item.version, member.size, member.mtime, place, member, archive)
+        except tarfile.TarError as error:
+            raise SourceError(f"source.paths: {item.key} is not a readable tar archive ({error}). Write it again.") from error
+
+    def _local(self, place: int, item: Listed) -> Path:
+        store = self._stores[place]
+        if isinstance(store, FolderStore):
+            return store.root / item.key
+        cached = cache_folder() / "sources" / digest_of(store.url(item.key), item.version)
+        if not cached.exists():
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
+                store.fetch(item.key, Path(folder) / "archive")
+                (Path(folder) / "archive").replace(cached)
+        return cached
+
+    def read(self, file: SourceFile) -> bytes:
+        """The file's bytes."""
+        if file.member is None or file.archive is None:
+            return self._stores[file.place].get(file.key)
+        with file.archive.open("rb") as archive:
+            archive.seek(file.member.offset_data)
+            return archive.read(file.size)
+
+    def annotations(self) -> dict[str, Annotation]:
+        """Labels, times and slices from the sidecar, by key; empty without one.
+
+        Raises:
+            SourceError: the table is missing, unreadable, or lacks a column.
+        """
+        if not isinstance(self.config.labels, Sidecar):
+            return {}
+        return _read_sidecar(self._stores[0], self.config.labels, self.config.timezone)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unusable(Annotation):
+    """A row of the sidecar that cannot be used; its file goes into quarantine with the reason."""
+
+    reason: str = ""
+
+
+def _read_sidecar(store: Store, sidecar: Sidecar, timezone: str | None) -> dict[str, Annotation]:
+    try:
+        data = store.get(sidecar.path)
+    except ObjectMissing:
+        raise SourceError(
+            f"source.labels.path must be a table in the source, got {sidecar.path!r}, which is not there. "
+            "Write it beside the pictures or correct the path."
+        ) from None
+    rows = list(_rows(data, sidecar.path))
+    needed = [sidecar.key_column, sidecar.label_column, *sidecar.slice_columns]
+    needed += [sidecar.timestamp_column] if sidecar.timestamp_column else []
+    found = set(rows[0]) if rows else set(needed)
+    if missing := [c for c in needed if c not in found]:
+        raise SourceError(
+            f"source.labels: {sidecar.path} must have the columns {', '.join(needed)}, got {', '.join(map(str, found))[:200]}; "
+            f"{', '.join(missing)} missing. Correct the names or the delimiter (comma)."
+        )
+    annotations: dict[str, Annotation] = {}
+    for row in rows:
+        key = str(row[sidecar.key_column])
+        annotation = _annotation(row, sidecar, timezone)
+        known = annotations.get(key)
+        if known is not None and known != annotation:
+            annotation = _Unusable(reason=f"has two different rows in {sidecar.path}")
+        annotations[key] = annotation
+    return annotations
+
+
+def _rows(data: bytes, name: str) -> Iterator[dict[str, Any]]:
+    try:
+        if name.endswith(".parquet"):
+            import pyarrow.parquet as pq
+
+            yield from pq.read_table(io.BytesIO(data)).to_pylist()
+        elif name.endswith((".jsonl", ".ndjson")):
+            for line in data.decode("utf-8-sig").splitlines():
+                if line.strip():
+                    yield dict(json.loads(line))
+        elif name.endswith(".csv"):
+            yield from csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        else:
+            raise SourceError(f"source.labels.path must end in .csv, .jsonl or .parquet, got {name!r}. Rename or convert it.")
+    except (UnicodeDecodeError, ValueError, TypeError, csv.Error, OSError) as error:
+        raise SourceError(f"source.labels: {name} cannot be read ({error}). Write it again, as UTF-8.") from error
+
+
+def _annotation(row: Mapping[str, Any], sidecar: Sidecar, timezone: str | None) -> Annotation:
+    label = row[sidecar.label_column]
+    slices = {c: str(row[c]) for c in sidecar.slice_columns if row[c] is not None}
+    moment: datetime | None = None
+    if sidecar.timestamp_column and (raw := row[sidecar.timestamp_column]):
+        try:
+            moment = raw if isinstance(raw, datetime) else datetime.fromisoformat(str(raw))
+        except ValueError:
+            return _Unusable(reason=f"has the time {str(raw)[:40]!r}, which is not ISO 8601")
+        if moment.tzinfo is None:
+            if timezone is None:
+                return _Unusable(reason=f"has the time {raw} without a zone, and source.timezone is not set")
+            moment = moment.replace(tzinfo=ZoneInfo(timezone))
+    text = None if label is None else re.sub(r"\s+", " ", str(label)).strip()
+    return Annotation(text or None, moment, slices)

@@ -1,0 +1,120 @@
+"""The two ways Everfresh remembers: logs that give order, and records under the digest of their inputs.
+
+Both rest on ``Store.create``. A log entry is created at the next number, so two writers can never both
+have it. A record is created under a key that digests all its inputs, so whoever computed it first is
+right for everybody, and a rerun after a crash finds what is already done.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+from everfresh.tasks.errors import ObjectMissing
+from everfresh.tasks.records import AliasMove, JournalEntry, Record, StreamEntry, Tick
+from everfresh.tasks.store import Store
+
+R = TypeVar("R", bound=Record)
+
+
+class Log(Generic[R]):
+    """An append-only sequence of records under ``<folder>/<seq>.json``, numbered from 1 without gaps."""
+
+    def __init__(self, store: Store, folder: str, kind: type[R]) -> None:
+        self.store, self.folder, self.kind = store, folder, kind
+
+    def _key(self, seq: int) -> str:
+        return f"{self.folder}/{seq:08d}.json"
+
+    def entry(self, seq: int) -> R | None:
+        """The entry with that number, if there is one."""
+        if seq < 1:
+            return None
+        try:
+            return self.kind.from_bytes(self.store.get(self._key(seq)))
+        except ObjectMissing:
+            return None
+
+    def last_seq(self) -> int:
+        """Number of the last entry, 0 if there is none. Starts at the hint, so it does not grow with history."""
+        known = self._hint()
+        if known and not self.store.exists(self._key(known)):
+            known = 0  # a hint is only a hint
+        step = 1
+        while self.store.exists(self._key(known + step)):
+            known, step = known + step, step * 2
+        while step > 1:
+            step //= 2
+            if self.store.exists(self._key(known + step)):
+                known += step
+        return known
+
+    def last(self) -> R | None:
+        """The last entry, if there is one."""
+        return self.entry(self.last_seq())
+
+    def append(self, seq: int, record: R) -> bool:
+        """Create entry `seq`; False if another one has that number. A lost reply is read back, not taken for a loss."""
+        data = record.to_bytes()
+        won = self.store.create(self._key(seq), data) or self.store.get(self._key(seq)) == data
+        if won:
+            self.store.put(f"{self.folder}.json", b"%d\n" % seq)
+        return won
+
+    def __iter__(self) -> Iterator[R]:
+        seq = 1
+        while (entry := self.entry(seq)) is not None:
+            yield entry
+            seq += 1
+
+    def _hint(self) -> int:
+        try:
+            return int(self.store.get(f"{self.folder}.json"))
+        except (ObjectMissing, ValueError):
+            return 0
+
+
+def stream(store: Store) -> Log[StreamEntry]:
+    """The windows in order."""
+    return Log(store, "stream", StreamEntry)
+
+
+def champion_moves(store: Store) -> Log[AliasMove]:
+    """The moves of the champion in order."""
+    return Log(store, "aliases/champion", AliasMove)
+
+
+def journal_key(seq: int, request: str = "") -> str:
+    """Key of the journal entry of one tick."""
+    return f"journal/{seq:08d}-{request or 'tick'}.json"
+
+
+def read_journal(store: Store, seq: int, request: str = "") -> JournalEntry | None:
+    """The journal entry of a tick, if it has ended."""
+    return find(store, journal_key(seq, request), JournalEntry)
+
+
+def open_tick(store: Store, tick: Tick) -> Tick:
+    """What this tick set out from: `tick`, or what an earlier run of the same tick wrote."""
+    return settle(store, f"ticks/{tick.seq:08d}-{tick.request or 'tick'}.json", tick)
+
+
+def find(store: Store, key: str, kind: type[R]) -> R | None:
+    """The record under `key`, if it was written."""
+    try:
+        return kind.from_bytes(store.get(key))
+    except ObjectMissing:
+        return None
+
+
+def settle(store: Store, key: str, record: R) -> R:
+    """Create the record under `key` and return it; if another run was first, return that one's."""
+    if store.create(key, record.to_bytes()):
+        return record
+    return type(record).from_bytes(store.get(key))
+
+
+def attempt_folder(folder: str) -> str:
+    """A fresh place for the parts of a record; nothing there counts until the record names it."""
+    return f"{folder}/attempts/{uuid.uuid4().hex[:12]}"

@@ -1,0 +1,341 @@
+"""Models: build, load, swap the head, embed, digest.
+
+A model is a backbone that makes embeddings (N, D) and a head that makes class scores (N, C). The head is the
+architecture's last linear layer. Architectures that end in a convolution (SqueezeNet) get a linear layer on the
+pooled features as soon as Everfresh trains them; an adopted one keeps its own until then (``native_head``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import math
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from everfresh.tasks.config import ModelConfig, is_path
+from everfresh.tasks.errors import ModelError, StoreError
+from everfresh.tasks.images import normalise, to_tensor
+from everfresh.tasks.records import ModelSpec, Part
+from everfresh.tasks.store import Store, open_store
+
+EMBED_BATCH = 64
+
+
+def small_cnn(num_classes: int) -> nn.Module:
+    """A three-layer network of 54 k weights, for demonstrations on a CPU; input (N, 3, S, S)."""
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+    layers = [*block(3, 24), nn.MaxPool2d(2), *block(24, 48), nn.MaxPool2d(2), *block(48, 96)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(96, num_classes))
+
+
+def start(config: ModelConfig, seed: int) -> tuple[nn.Module, ModelSpec]:
+    """The configured start: architecture and weights, with a head for the configured classes.
+
+    The head of the weights is kept if it has as many outputs as there are classes, else a fresh one is drawn
+    from `seed`.
+
+    Raises:
+        ModelError: unknown architecture, weights that cannot be had or do not fit.
+    """
+    torch.manual_seed(seed)
+    classes = len(config.classes)
+    if config.weights is None:
+        module = _architecture(config.architecture, classes)
+    elif is_path(config.weights):
+        return _from_state(config, read_state(config.weights), seed)
+    else:
+        module = _torchvision_weights(config.architecture, config.weights)
+    return _with_head(module, config, seed)
+
+
+def adopt(config: ModelConfig, weights: str) -> tuple[nn.Module, ModelSpec]:
+    """A model trained elsewhere, exactly as it is: a state dict whose outputs are the configured classes.
+
+    Raises:
+        ModelError: the weights do not fit the architecture or the number of classes.
+    """
+    module, spec = _from_state(config, read_state(weights), seed=0, keep_head=True)
+    return module.eval(), spec
+
+
+def load(store: Store, spec: ModelSpec, weights: Part) -> nn.Module:
+    """The model of a candidate or release, in eval mode; its bytes are verified.
+
+    Raises:
+        DigestMismatch: the weights are not what was recorded.
+        ModelError: they do not fit the architecture.
+    """
+    module = _build(spec)
+    _load_strict(module, load_file(store.local(weights)), store.url(weights.key))
+    return module.eval()
+
+
+def save(module: nn.Module, path: Path) -> None:
+    """Write the weights as safetensors, contiguous, on the CPU."""
+    save_file({name: t.detach().cpu().contiguous().clone() for name, t in module.state_dict().items()}, path)
+
+
+def linear_head(module: nn.Module, spec: ModelSpec) -> nn.Linear:
+    """The linear layer from embedding to class scores; None of it exists while the head is native.
+
+    Raises:
+        ModelError: the head is the architecture's own convolution.
+    """
+    head = module.get_submodule(spec.head)
+    layer = head[-1] if isinstance(head, nn.Sequential) else head
+    if spec.native_head or not isinstance(layer, nn.Linear):
+        raise ModelError(f"model.architecture {spec.architecture} has no linear head yet; refit it first.")
+    return layer
+
+
+def with_linear_head(module: nn.Module, spec: ModelSpec, seed: int) -> ModelSpec:
+    """Give the model a linear head, if it has its native convolution still; returns the new spec."""
+    if not spec.native_head:
+        return spec
+    _replace_head(module, spec.head, spec.embedding_dim, len(spec.classes), seed, pooled=True)
+    return spec.model_copy(update={"native_head": False})
+
+
+@torch.no_grad()
+def embed(
+    module: nn.Module, spec: ModelSpec, pictures: Iterable[bytes], *, precision: str = "fp32", device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Embeddings (N, D) and class scores (N, C) of encoded pictures, float32 on the CPU, in batches of fixed size."""
+    module = module.eval().to(device)
+    captured: list[Tensor] = []
+    hook = module.get_submodule(spec.head).register_forward_pre_hook(lambda _, args: captured.append(args[0]))
+    embeddings, scores, batch = [], [], []
+
+    def flush() -> None:
+        pixels = normalise(torch.stack(batch).to(device), spec.mean, spec.std)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            output = module(pixels)
+        features = captured.pop()
+        features = features.mean(dim=(-2, -1)) if features.ndim == 4 else features  # (B, D)
+        embeddings.append(features.float().cpu())
+        scores.append(output.float().cpu())
+        batch.clear()
+
+    try:
+        for data in pictures:
+            batch.append(to_tensor(data, spec.image_size))
+            if len(batch) == EMBED_BATCH:
+                flush()
+        if batch:
+            flush()
+    finally:
+        hook.remove()
+    if not embeddings:
+        return torch.zeros(0, spec.embedding_dim), torch.zeros(0, len(spec.classes))
+    return torch.cat(embeddings), torch.cat(scores)
+
+
+def encoder_digest(module: nn.Module, spec: ModelSpec, precision: str) -> str:
+    """32 hex digits for what makes the embeddings: backbone bytes, transforms, precision; the head is left out."""
+    digest = hashlib.sha256(repr((spec.architecture, spec.image_size, spec.mean, spec.std, precision)).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        if name != spec.head and not name.startswith(spec.head + "."):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def read_state(weights: str) -> dict[str, Tensor]:
+    """A state dict from a local file or a store key, safetensors or a torch file without code.
+
+    Raises:
+        ModelError: missing, unreadable, holds code, or holds values that are not finite.
+    """
+    with tempfile.TemporaryDirectory(prefix="everfresh-") as folder:
+        path = Path(weights)
+        if "://" in weights:
+            prefix, _, name = weights.rpartition("/")
+            path = Path(folder) / name
+            try:
+                open_store(prefix).fetch(name, path)
+            except StoreError as error:
+                raise ModelError(f"model.weights {weights} cannot be read: {error}") from error
+        if not path.is_file():
+            raise ModelError(f"model.weights must be a file that exists, got {weights}. Put it there or correct the path.")
+        try:
+            state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+        except Exception as error:  # safetensors and torch raise many kinds, none of them for us to pass on
+            raise ModelError(
+                f"model.weights {weights} is not a readable state dict ({type(error).__name__}). "
+                "Save it with safetensors.torch.save_file(model.state_dict(), …); files that hold code are refused."
+            ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise ModelError(f"model.weights {weights} must be a mapping of names to tensors. Save model.state_dict().")
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ModelError(
+                f"model.weights {weights}: {name} has values that are not finite. Use a checkpoint from before that."
+            )
+    return cast(dict[str, Tensor], state)
+
+
+def _architecture(name: str, classes: int, **options: Any) -> nn.Module:
+    if ":" in name:
+        module_name, _, attribute = name.partition(":")
+        try:
+            made = getattr(importlib.import_module(module_name), attribute)(classes)
+        except (ImportError, AttributeError) as error:
+            raise ModelError(
+                f"model.architecture {name!r} cannot be imported ({error}). Install it beside everfresh."
+            ) from error
+        if not isinstance(made, nn.Module):
+            raise ModelError(f"model.architecture {name!r} must return a torch.nn.Module, got {type(made).__name__}.")
+        return made
+    from torchvision.models import get_model, list_models
+
+    known = [m for m in list_models() if "/" not in m]
+    if name not in known:
+        import difflib
+
+        close = ", ".join(difflib.get_close_matches(name, known)) or "resnet50, mobilenet_v3_small, …"
+        raise ModelError(
+            f"model.architecture must be a torchvision classifier or package.module:callable, got {name!r}. Did you mean {close}?"
+        )
+    if name in {"googlenet", "inception_v3"}:
+        options = {"aux_logits": False, "init_weights": True, **options}
+    return cast(nn.Module, get_model(name, num_classes=classes, **options))
+
+
+def _torchvision_weights(architecture: str, weights: str) -> nn.Module:
+    from torchvision.models import get_model, get_model_weights
+
+    if ":" in architecture:
+        raise ModelError(
+            f"model.weights {weights!r} is a torchvision name, but model.architecture is {architecture!r}. Give a file."
+        )
+    _architecture(architecture, 2)
+    enum = get_model_weights(architecture)
+    if weights != "DEFAULT" and weights not in enum.__members__:
+        raise ModelError(
+            f"model.weights must be one of {', '.join(enum.__members__)}, a file or null for {architecture}, got {weights!r}."
+        )
+    url = (enum.DEFAULT if weights == "DEFAULT" else enum[weights]).url
+    place = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    try:
+        return cast(nn.Module, get_model(architecture, weights=weights))
+    except OSError as error:
+        raise ModelError(
+            f"model.weights {weights} of {architecture} could not be downloaded ({error}). "
+            f"Put the file {Path(url).name} at {place}, or give model.weights a path."
+        ) from error
+
+
+def _find_head(module: nn.Module) -> tuple[str, int, int, bool]:
+    """Path of the head, embedding width, outputs, and whether it is a convolution."""
+    for name, child in reversed(list(module.named_modules())):
+        if isinstance(child, nn.Linear):
+            parent, _, last = name.rpartition(".")
+            holder = module.get_submodule(parent) if parent else module
+            if (
+                parent
+                and isinstance(holder, nn.Sequential)
+                and len(holder) == 3
+                and isinstance(holder[0], nn.AdaptiveAvgPool2d)
+            ):
+                return parent, child.in_features, child.out_features, False
+            return name, child.in_features, child.out_features, False
+        if isinstance(child, nn.Conv2d):
+            return name.rpartition(".")[0], child.in_channels, child.out_channels, True
+    raise ModelError("model.architecture has neither a linear layer nor a convolution to end in. Use a classifier.")
+
+
+def _replace_head(module: nn.Module, path: str, width: int, classes: int, seed: int, *, pooled: bool) -> None:
+    torch.manual_seed(seed)
+    layer = nn.Linear(width, classes)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), layer) if pooled else layer
+    module.set_submodule(path, head)
+
+
+def _spec(config: ModelConfig, head: str, width: int, *, native: bool) -> ModelSpec:
+    return ModelSpec(
+        architecture=config.architecture,
+        classes=config.classes,
+        head=head,
+        native_head=native,
+        embedding_dim=width,
+        image_size=config.image_size,
+        mean=config.mean,
+        std=config.std,
+    )
+
+
+def _with_head(module: nn.Module, config: ModelConfig, seed: int) -> tuple[nn.Module, ModelSpec]:
+    path, width, outputs, convolution = _find_head(module)
+    if convolution or outputs != len(config.classes):
+        _replace_head(module, path, width, len(config.classes), seed, pooled=convolution)
+    return module, _spec(config, path, width, native=False)
+
+
+def _from_state(
+    config: ModelConfig, state: dict[str, Tensor], seed: int, *, keep_head: bool = False
+) -> tuple[nn.Module, ModelSpec]:
+    path, width, _, convolution = _find_head(_architecture(config.architecture, len(config.classes)))
+    ours = convolution and f"{path}.2.weight" in state  # a linear layer on pooled features, as Everfresh releases it
+    weight = state.get(f"{path}.2.weight" if ours else f"{path}.1.weight" if convolution else f"{path}.weight")
+    if weight is None:
+        raise ModelError(
+            f"model.weights do not fit model.architecture {config.architecture}: no head at {path!r}. "
+            "Name the architecture that they were trained with."
+        )
+    outputs = weight.shape[0]
+    if keep_head and outputs != len(config.classes):
+        raise ModelError(
+            f"model.classes must be the {outputs} outputs of the weights, in their order, got {len(config.classes)} names. "
+            "List all of them."
+        )
+    module = _architecture(config.architecture, outputs)
+    if ours:
+        _replace_head(module, path, width, outputs, seed, pooled=True)
+    _load_strict(module, state, "model.weights")
+    if keep_head:
+        return module, _spec(config, path, width, native=convolution and not ours)
+    return _with_head(module, config, seed)
+
+
+def _build(spec: ModelSpec) -> nn.Module:
+    module = _architecture(spec.architecture, len(spec.classes))
+    if not spec.native_head:
+        path, width, _, convolution = _find_head(module)
+        if convolution:
+            _replace_head(module, path, width, len(spec.classes), 0, pooled=True)
+    return module
+
+
+def _load_strict(module: nn.Module, state: dict[str, Tensor], name: str) -> None:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"{name} do not fit model.architecture: {first}. Name the architecture they were trained with."
+        ) from error
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of weights."""
+    return sum(math.prod(p.shape) for p in module.parameters())
+
+
+def class_index(labels: Sequence[str | None], classes: Sequence[str]) -> Tensor:
+    """Labels as class numbers (N,), -1 where there is none or an unknown one."""
+    number = {name: i for i, name in enumerate(classes)}
+    return torch.tensor([number.get(label, -1) if label is not None else -1 for label in labels], dtype=torch.long)

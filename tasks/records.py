@@ -1,0 +1,454 @@
+"""What the stages hand on: frozen records, written as JSON, read back by every later version.
+
+Flows pass these records and keys, never arrays or modules, so any stage can run on another machine.
+Times are aware UTC. Accuracies and their differences are shares, 0…1; higher drift means more drift.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from everfresh.tasks.config import Rung, Trust
+
+Split = Literal["train", "tune", "holdout"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def digest_of(*parts: Any) -> str:
+    """32 hex digits that stand for `parts`, anything JSON can hold; equal parts give equal digests."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise TypeError(f"cannot digest a {type(value).__name__}")
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, strict about keys, versioned."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    schema_version: int = 1
+
+    def to_bytes(self) -> bytes:
+        """The record as it stands in the store."""
+        return self.model_dump_json(indent=1).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """The record that stands in the store; fields that came later take their defaults."""
+        return cls.model_validate_json(data)
+
+
+class Part(BaseModel):
+    """One object that belongs to a record."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    """Key in the pipeline's store."""
+    sha256: str
+    size: int
+    """Bytes."""
+
+
+class Interval(BaseModel):
+    """An estimate with its interval."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float
+    low: float
+    high: float
+
+
+class Cursor(BaseModel):
+    """How far the source was read: the set of (key, version) seen, as one immutable object."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    index: Part | None = None
+    """Parquet with columns key, version; absent where the source declares that its keys grow."""
+    last_key: str = ""
+    """Highest key seen."""
+    listing: str = ""
+    """Digest of the whole listing at that time: an equal listing has nothing new."""
+
+
+class Window(Record):
+    """A view: an immutable set of samples with the labels known when it was closed."""
+
+    view: str
+    """Digest of the samples (key, content, label) and of the rejected keys."""
+    samples: int = Field(ge=0)
+    quarantined: int = Field(ge=0)
+    labelled: int = Field(ge=0)
+    splits: dict[Split, int]
+    """Labelled samples of known classes, by split."""
+    classes: dict[str, int]
+    """Samples by label."""
+    pending: dict[str, int] = {}
+    """Samples whose label is none of `model.classes`, by label: they wait until the class is added."""
+    manifest: Part
+    shards: tuple[Part, ...]
+    supersedes: str | None = None
+    """The view of the same samples with fewer labels, if this one came later."""
+
+
+class StreamEntry(Record):
+    """The n-th window. Creating it commits the window and the source cursor in one object."""
+
+    seq: int = Field(ge=1)
+    view: str
+    previous: str | None
+    """View of the window before."""
+    cursor_after: Cursor
+    committed_at: AwareDatetime
+
+
+class AliasMove(Record):
+    """One move of the champion; the champion is the last one's release."""
+
+    seq: int = Field(ge=1)
+    id: str
+    """Unique to the attempt, so that a lost reply is not taken for a lost move."""
+    kind: Literal["publish", "adopt", "rollback", "pin", "unpin"]
+    release: str
+    """The release that is champion from this move on."""
+    version: int = Field(ge=1)
+    """The number people say: the sequence of the release's first move."""
+    pinned: bool = False
+    """While pinned, no challenger can become champion."""
+    barred: tuple[str, ...] = ()
+    """Releases that were rolled back and may not return by themselves."""
+    by: str
+    reason: str
+    at: AwareDatetime
+
+
+class Tick(Record):
+    """What one tick set out from. A rerun after a crash sets out from the same, so it ends the same."""
+
+    seq: int = Field(ge=1)
+    """Which window of the stream."""
+    request: str = ""
+    """Empty on a scheduled tick, a fresh id when a person forces one."""
+    reason: str = ""
+    rung: Rung | None = None
+    """The one rung that a person asked for."""
+    view: str
+    champion: str | None
+    """Release that was champion then."""
+    champion_move: int = Field(ge=0)
+    """Sequence of the move that made it so; 0 when there was none."""
+    reference: str | None
+    bank: tuple[str, ...]
+    """Views whose hold-outs are compared on, oldest first."""
+    previous: str | None
+    """Key of the journal entry of the tick before."""
+    now: AwareDatetime
+    """The store's clock at the start; ages are measured from it."""
+
+
+class Component(BaseModel):
+    """One accepted regime of the reference: samples that the champion never learnt from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    views: tuple[str, ...]
+    splits: tuple[Split, ...]
+    """Which splits of these views; only those that the champion was neither trained nor tuned on."""
+
+
+class Reference(Record):
+    """What drift of one champion is compared against: one component for each accepted regime."""
+
+    id: str
+    release: str
+    components: tuple[Component, ...]
+    accuracy: Share
+    """The champion's accuracy on the labelled samples of the reference: its baseline."""
+    accuracy_samples: int = Field(ge=0)
+
+
+class ColumnDrift(BaseModel):
+    """How one column of the monitoring frame moved."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    kind: Literal["numerical", "categorical"]
+    statistic: float
+    """Kolmogorov-Smirnov distance, or total variation distance for categories; 0…1."""
+    effect: float
+    """Difference of means in reference standard deviations; for categories the total variation distance."""
+    p_value: Share
+    """Corrected for all columns tested together."""
+    reference_mean: float | None = None
+    current_mean: float | None = None
+
+
+class LabelAgreement(BaseModel):
+    """Do the window's labels agree with what is known?"""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int
+    champion: Interval
+    """Champion's accuracy on the window's labels, 95 % interval."""
+    neighbours: Share
+    """Share of labels that agree with the nearest other samples of the same window."""
+    chance: Share
+    """What neighbours would reach if the labels were shuffled."""
+
+
+class DriftReport(Record):
+    """How far the window is from the champion's reference. It measures; `decide` decides."""
+
+    key: str
+    view: str
+    reference: str
+    reference_samples: int
+    current_samples: int
+    alarm: bool
+    """The window fits no component of the reference and no mixture of them."""
+    p_value: Share
+    score: float = Field(ge=0)
+    """Largest column distance of the best fitting comparison, 0…1; higher is more drift."""
+    nearest: str
+    """The component (or `mixture`) that fits best."""
+    columns: tuple[ColumnDrift, ...]
+    """Most drifted first, in that comparison."""
+    reference_accuracy: Share
+    estimated_accuracy: Interval
+    """Accuracy on this window estimated without its labels."""
+    severity: float
+    """Estimated loss of accuracy against the reference; negative if it is expected to gain."""
+    labels: LabelAgreement | None
+    files: dict[str, Part]
+    """Reports and pictures by name."""
+
+
+class Decision(Record):
+    """What to do about a window, and why."""
+
+    action: Literal["nothing", "retrain", "bootstrap"]
+    reasons: tuple[str, ...]
+    """One sentence each; also what spoke for doing nothing."""
+    triggers: tuple[str, ...] = ()
+    """Kinds of the triggers that fired."""
+    ladder: tuple[Rung, ...] = ()
+    """Rungs that may be tried, in order."""
+    target: float = 0.0
+    """Tune accuracy at which a rung is enough."""
+
+
+class Cost(BaseModel):
+    """What a step took."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seconds: float = 0.0
+    """Wall time."""
+    device_seconds: float = 0.0
+    """Wall time on the training device times the number of devices."""
+    samples: int = 0
+    """Samples trained on, times epochs."""
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            seconds=self.seconds + other.seconds,
+            device_seconds=self.device_seconds + other.device_seconds,
+            samples=self.samples + other.samples,
+        )
+
+
+class ModelSpec(BaseModel):
+    """All that is needed, beside the weights, to build the model and feed it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: str
+    classes: tuple[str, ...]
+    head: str
+    """Path of the module that turns the embedding into class scores."""
+    native_head: bool
+    """True if that module is the architecture's own; else a linear layer on the pooled features stands there."""
+    embedding_dim: int
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Candidate(Record):
+    """A challenger: weights that one rung made from a window."""
+
+    key: str
+    rung: Rung
+    view: str
+    replay: tuple[str, ...]
+    """Earlier views trained on again."""
+    champion: str | None
+    start: str | None
+    """The candidate or release whose weights it started from; null for the configured start."""
+    request: str
+    spec: ModelSpec
+    encoder: str
+    """Digest of the backbone, the transforms and the precision that make its embeddings."""
+    weights: Part
+    trained_on: int
+    tune_accuracy: Share
+    tune_samples: int
+    cost: Cost
+    device: str
+    files: dict[str, Part] = {}
+    seed: int = 0
+    code: str = ""
+    """Digest of the code that trained it."""
+    versions: dict[str, str] = {}
+
+
+class Scores(BaseModel):
+    """Scores of one model on one set of samples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int
+    accuracy: Share
+    loss: float
+    precision: Share
+    recall: Share
+    f1: Share
+    """Macro averages over the classes that occur."""
+    per_class: dict[str, dict[str, float]]
+    """Precision, recall, f1 and samples by class."""
+    confusion: tuple[tuple[int, ...], ...]
+    """Rows are true classes, columns predicted ones, in the order of the model's classes."""
+
+
+class Comparison(BaseModel):
+    """Challenger against champion on the same samples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    challenger: Scores
+    champion: Scores | None
+    gain: Interval | None
+    """Difference of accuracy, challenger minus champion, with its 95 % paired interval."""
+
+
+class Verdict(BaseModel):
+    """What one gate said."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gate: str
+    passed: bool
+    numbers: dict[str, float]
+    words: str
+
+
+class Evaluation(Record):
+    """The challenger proven, or not, against the champion that it would replace."""
+
+    key: str
+    candidate: str
+    champion: str | None
+    champion_move: int
+    """The move that made this champion: a publish is only valid right after it."""
+    window: Comparison
+    bank: Comparison | None
+    bank_views: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+    passed: bool
+    files: dict[str, Part] = {}
+
+    @property
+    def failed_gates(self) -> tuple[str, ...]:
+        """Names of the gates that said no."""
+        return tuple(v.gate for v in self.verdicts if not v.passed)
+
+
+class Release(Record):
+    """What the rest of the company loads. Written last: where it stands, everything it names is complete."""
+
+    id: str
+    """The candidate's key."""
+    spec: ModelSpec
+    encoder: str
+    files: dict[str, Part]
+    evaluation: str
+    """Key of the evaluation that it passed; empty for an adopted model."""
+    holdout_view: str
+    bank: tuple[str, ...]
+    """Views whose hold-outs it was never trained on."""
+    reference: str
+    trained_views: tuple[str, ...]
+    parent: str | None
+    rung: Rung | Literal["adopted"]
+    seq: int
+    """Window after which it was made; 0 for an adopted model."""
+    accuracy: Share
+    """On the hold-out of its own window."""
+    created_at: AwareDatetime
+
+
+class TriedRung(BaseModel):
+    """One rung of the ladder as the journal tells it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rung: Rung
+    candidate: str
+    weights_sha256: str
+    tune_accuracy: Share
+    cost: Cost
+
+
+class JournalEntry(Record):
+    """One tick: what came in, what drifted, what was decided and why, what it cost and bought."""
+
+    seq: int
+    request: str
+    view: str
+    samples: int
+    quarantined: int
+    labelled: int
+    drift: str | None = None
+    """Key of the drift report."""
+    alarm: bool = False
+    score: float | None = None
+    severity: float | None = None
+    estimated_accuracy: float | None = None
+    measured_accuracy: float | None = None
+    decision: Decision
+    tried: tuple[TriedRung, ...] = ()
+    not_tried: tuple[Rung, ...] = ()
+    evaluation: str | None = None
+    failed_gates: tuple[str, ...] = ()
+    gain: Interval | None = None
+    """On this window's hold-out, challenger minus champion."""
+    release: str | None = None
+    version: int | None = None
+    """Number of the release that this tick made champion."""
+    champion: str | None
+    """Champion after the tick."""
+    champion_version: int | None
+    trust: Trust
+    bank: tuple[str, ...]
+    """Trusted views after this tick, oldest first, bounded."""
+    samples_since_training: int
+    windows_since_training: int
+    cost: Cost
+    note: str = ""
+    """One sentence for the timeline."""
+    started_at: AwareDatetime
+    finished_at: AwareDatetime

@@ -1,0 +1,216 @@
+"""Windows as they stand in the store: a manifest of samples, and their bytes in tar shards.
+
+``ViewWriter`` streams samples to local shards with bounded memory; the shards' bytes depend on the samples
+alone, so two runs over the same files write the same objects. ``View`` reads one back.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everfresh.tasks.errors import ObjectMissing
+from everfresh.tasks.ledger import find, settle
+from everfresh.tasks.records import Part, Split, Window, digest_of
+from everfresh.tasks.store import Store, file_digest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SHARD_BYTES = 64 << 20
+"""A shard is closed once it holds so many bytes of pictures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One row of a manifest."""
+
+    key: str
+    digest: str
+    group: str
+    label: str | None
+    split: Split
+    timestamp: Any
+    """Aware datetime or None."""
+    shard: int
+    offset: int
+    """Of the bytes inside the shard."""
+    size: int
+    width: int
+    height: int
+    brightness: float
+    contrast: float
+    sharpness: float
+    colourfulness: float
+    slices: str
+    """JSON object of slice columns."""
+
+
+def split_of(group: str, seed: int, holdout: float, tune: float) -> Split:
+    """The split of a group: the same group is always on the same side."""
+    draw = int(digest_of("split", seed, group)[:13], 16) / 16**13
+    return "holdout" if draw < holdout else "tune" if draw < holdout + tune else "train"
+
+
+class ViewWriter:
+    """Collects samples in a local folder; ``commit`` moves them into the store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.samples: list[Sample] = []
+        self.rejected: list[dict[str, Any]] = []
+        self._shards: list[Path] = []
+        self._file: io.BufferedWriter | None = None
+
+    def add(self, data: bytes, **fields: Any) -> None:
+        """Append one sample's bytes to the open shard."""
+        file = self._file
+        if file is None or file.tell() >= SHARD_BYTES:
+            file = self._next_shard()
+        info = tarfile.TarInfo(f"{len(self.samples):08d}{Path(fields['key']).suffix.lower()}")
+        info.size, info.mtime, info.mode = len(data), 0, 0o644
+        header = info.tobuf(tarfile.USTAR_FORMAT)
+        offset = file.tell() + len(header)
+        file.write(header + data + b"\0" * (-len(data) % tarfile.BLOCKSIZE))
+        self.samples.append(Sample(shard=len(self._shards) - 1, offset=offset, size=len(data), **fields))
+
+    def reject(self, key: str, reason: str, data: bytes) -> None:
+        """Set a file aside: its bytes and the reason go into quarantine."""
+        path = self.folder / f"rejected-{len(self.rejected):08d}"
+        path.write_bytes(data)
+        self.rejected.append({"key": key, "reason": reason, "sha256": file_digest(path), "size": len(data), "path": path})
+
+    def _next_shard(self) -> io.BufferedWriter:
+        self._close()
+        path = self.folder / f"shard-{len(self._shards):05d}.tar"
+        self._shards.append(path)
+        self._file = path.open("wb")
+        return self._file
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.write(b"\0" * tarfile.BLOCKSIZE * 2)
+            self._file.close()
+            self._file = None
+
+    def commit(self, store: Store, classes: Sequence[str]) -> Window:
+        """Write shards, manifest and quarantine, then the record that makes the view exist."""
+        import pyarrow.parquet as pq
+
+        self._close()
+        view = digest_of(
+            sorted([s.key, s.digest, s.label or "", str(s.timestamp or ""), s.split] for s in self.samples),
+            sorted([r["key"], r["sha256"], r["reason"]] for r in self.rejected),
+        )
+        if (known := find(store, f"windows/{view}/window.json", Window)) is not None:
+            return known
+        for row in self.rejected:
+            store.put_file(f"quarantine/{view}/{row['sha256']}", row.pop("path"))
+        if self.rejected:
+            lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in self.rejected)
+            store.put(f"quarantine/{view}/quarantine.jsonl", lines.encode())
+        manifest = self.folder / "manifest.parquet"
+        pq.write_table(_table(self.samples), manifest)
+        labels = Counter(s.label for s in self.samples if s.label is not None)
+        known_labels = set(classes)
+        window = Window(
+            view=view,
+            samples=len(self.samples),
+            quarantined=len(self.rejected),
+            labelled=sum(labels.values()),
+            splits=dict(Counter(s.split for s in self.samples if s.label in known_labels)),
+            classes={c: n for c, n in sorted(labels.items()) if c in known_labels},
+            pending={c: n for c, n in sorted(labels.items()) if c not in known_labels},
+            manifest=store.keep_file(f"windows/{view}/manifest.parquet", manifest),
+            shards=tuple(store.keep_file(f"windows/{view}/{path.name}", path) for path in self._shards),
+        )
+        return settle(store, f"windows/{view}/window.json", window)
+
+
+def _table(samples: Iterable[Sample]) -> pa.Table:
+    import pyarrow as pa
+
+    text, real, whole = pa.string(), pa.float64(), pa.int64()
+    schema = pa.schema(
+        [("key", text), ("digest", text), ("group", text), ("label", text), ("split", text)]
+        + [("timestamp", pa.timestamp("us", "UTC")), ("shard", pa.int32()), ("offset", whole), ("size", whole)]
+        + [("width", pa.int32()), ("height", pa.int32())]
+        + [(name, real) for name in ("brightness", "contrast", "sharpness", "colourfulness")]
+        + [("slices", text)]
+    )
+    rows = list(samples)
+    return pa.table({name: [getattr(row, name) for row in rows] for name in schema.names}, schema=schema)
+
+
+class View:
+    """The samples of one window, read from the store; bytes are verified against the record."""
+
+    def __init__(self, store: Store, view: str) -> None:
+        self.store = store
+        window = find(store, f"windows/{view}/window.json", Window)
+        if window is None:
+            raise ObjectMissing(
+                f"{store.url(f'windows/{view}/window.json')} does not exist, but a record names this view. "
+                "Restore the folder windows/ of this store from a copy."
+            )
+        self.window = window
+        self._samples: list[Sample] | None = None
+
+    @property
+    def samples(self) -> list[Sample]:
+        """All rows of the manifest, in the order in which they were taken in."""
+        if self._samples is None:
+            import pyarrow.parquet as pq
+
+            table = pq.read_table(self.store.local(self.window.manifest))
+            columns = [table[name].to_pylist() for name in Sample.__slots__]  # type: ignore[attr-defined]
+            self._samples = [Sample(*row) for row in zip(*columns, strict=True)]
+        return self._samples
+
+    def rows(self, split: Split | None = None, classes: Sequence[str] | None = None) -> NDArray[np.int64]:
+        """Indices of samples of a split (or all), with a label among `classes` if those are given."""
+        wanted = None if classes is None else set(classes)
+        return np.array(
+            [
+                i
+                for i, s in enumerate(self.samples)
+                if (split is None or s.split == split) and (wanted is None or s.label in wanted)
+            ],
+            dtype=np.int64,
+        )
+
+    def read(self, rows: Iterable[int]) -> Iterator[bytes]:
+        """Bytes of the pictures at `rows`; shards are fetched once, never one request a picture."""
+        opened: dict[int, io.BufferedReader] = {}
+        try:
+            for row in rows:
+                sample = self.samples[row]
+                if sample.shard not in opened:
+                    opened[sample.shard] = self.store.local(self.shard(sample)).open("rb")
+                file = opened[sample.shard]
+                file.seek(sample.offset)
+                yield file.read(sample.size)
+        finally:
+            for file in opened.values():
+                file.close()
+
+    def shard(self, sample: Sample) -> Part:
+        """The shard that holds a sample."""
+        return self.window.shards[sample.shard]
+
+
+def seeded_choice(count: int, most: int, *seed: Any) -> NDArray[np.int64]:
+    """At most `most` of the indices 0…count-1, in order, drawn without replacement by a seed that any JSON gives."""
+    if count <= most:
+        return np.arange(count)
+    rng = np.random.default_rng(int(digest_of(*seed), 16))
+    return np.sort(rng.choice(count, most, replace=False))
