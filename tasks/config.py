@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from zoneinfo import ZoneInfo
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -22,14 +23,14 @@ from everfresh.tasks.errors import ConfigError
 Rung = Literal["head", "full", "pretrained"]
 Trust = Literal["trusted", "suspect", "retired"]
 
-SECRET_KEY = re.compile(r"(secret|password|passwd|access_?key|api_?key|token|credential)", re.IGNORECASE)
-SECRET_VALUE = re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b|://[^/@\s]+:[^/@\s]+@")
+SECRET_KEY = re.compile(r"(secret|password|passwd|access[_-]?key|api[_-]?key|token|credential)", re.IGNORECASE)
+SECRET_VALUE = re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b|://[^/@\s]+:[^@\s]+@")
 
 
 class Section(BaseModel):
     """One section of the file: frozen, unknown keys forbidden."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -39,7 +40,34 @@ def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def _stripped(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if not name or name != " ".join(name.split()):
+            raise ValueError(
+                f"must be names without spaces around them, got {name!r}. Labels are compared after their spaces are trimmed"
+            )
+    return names
+
+
+def _address(uri: str) -> str:
+    scheme, separator, rest = uri.partition("://")
+    whole = {"s3": bool(rest.split("/")[0]), "file": rest.startswith("/")}.get(scheme, False) if separator else bool(uri)
+    if not whole:
+        raise ValueError(f"must be a folder, file:///… or s3://bucket/prefix, got {uri!r}. Change the address")
+    return uri
+
+
+def _zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise ValueError(f"must be an IANA zone, got {name!r}. Write it as Europe/Berlin or UTC") from None
+    return name
+
+
 Names = Annotated[tuple[str, ...], AfterValidator(_unique)]
+Address = Annotated[str, AfterValidator(_address)]
+Zone = Annotated[str, AfterValidator(_zone)]
 
 
 class ParentFolder(Section):
@@ -77,11 +105,11 @@ class ImageFolder(Section):
     """Image files under a folder or a store prefix."""
 
     kind: Literal["folder"] = "folder"
-    path: str = "inbox"
+    path: Address = "inbox"
     """Folder or `s3://bucket/prefix` with JPEG, PNG, WebP, BMP, GIF or TIFF files."""
     labels: Labels = ParentFolder()
     """Where labels come from: `parent_folder`, `sidecar` or `none`."""
-    timezone: str | None = None
+    timezone: Zone | None = None
     """IANA zone of times that name none, such as `Europe/Berlin`."""
     ordered: bool = False
     """True only if new keys always sort after all earlier ones: the listing then starts at the last key."""
@@ -91,11 +119,11 @@ class TarShards(Section):
     """Image files inside tar archives, read in the order in which the archives are named."""
 
     kind: Literal["shards"] = "shards"
-    paths: tuple[str, ...] = Field(min_length=1)
+    paths: tuple[Address, ...] = Field(min_length=1)
     """Tar files, or folders or `s3://` prefixes that hold them; members are `…/label/name.jpg`."""
     labels: Labels = ParentFolder()
     """Where labels come from: `parent_folder`, `sidecar` or `none`."""
-    timezone: str | None = None
+    timezone: Zone | None = None
     """IANA zone of times that name none."""
 
 
@@ -117,7 +145,7 @@ class WindowConfig(Section):
     """Share of samples for early stopping, calibration and the choice of rung."""
     bank_max_samples: int = Field(default=2_000, ge=1, le=1_000_000)
     """Upper bound of the bank of earlier hold-outs, in samples; a seeded sample stands for the rest."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=4_294_967_295)
     """Seed of the split and of the shuffle."""
 
     @model_validator(mode="after")
@@ -141,7 +169,7 @@ class ModelConfig(Section):
     """A torchvision classifier by name, or your own `package.module:callable(num_classes)`."""
     weights: str | None = "DEFAULT"
     """Start: a torchvision weights name, a file, a store key (`s3://…`), or null for random weights."""
-    classes: Names = Field(min_length=2)
+    classes: Annotated[Names, AfterValidator(_stripped)] = Field(min_length=2)
     """Class names, as they stand in the labels; the order is the model's output order."""
     image_size: int = Field(default=224, ge=8, le=4096)
     """Side of the square input, pixels: shorter side resized, centre cropped."""
@@ -253,7 +281,7 @@ class FineTuneConfig(Section):
     """Samples of earlier trusted windows that are trained on again; 0 trains on the new window only."""
     checkpoint_every: int = Field(default=1, ge=1, le=10_000)
     """Epochs between two checkpoints; a killed run loses at most so many."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=4_294_967_295)
     """Seed of weights, order and augmentation."""
 
 
@@ -299,7 +327,7 @@ class ScheduleConfig(Section):
     """Cron expression of the whole loop, such as `0 3 * * *`; null for by hand only."""
     monitor: str | None = None
     """Cron expression of the cheap part: ingest, drift, alert."""
-    timezone: str = "UTC"
+    timezone: Zone = "UTC"
     """IANA zone in which the cron expressions are read."""
 
     @field_validator("retrain", "monitor")
@@ -327,7 +355,7 @@ class PipelineConfig(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     """Name of the pipeline: lower case, digits, dashes. It is the folder of this pipeline in the store."""
-    store: str
+    store: Address
     """Where everything is kept: a folder, `file://…` or `s3://bucket/prefix`. Endpoint and keys: AWS_* variables."""
     source: Source
     """Where data arrives."""
@@ -360,6 +388,11 @@ class PipelineConfig(Section):
             raise ValueError(
                 "policy.bootstrap must not be head while model.weights is null, got head on random features. "
                 "Give weights, or bootstrap with pretrained"
+            )
+        if isinstance(self.source, ImageFolder) and self.source.ordered and self.window.order != "key":
+            raise ValueError(
+                f"window.order must be key while source.ordered is true, got {self.window.order}: files that a full window "
+                "leaves behind would never be looked at again. Set source.ordered to false, or window.order to key"
             )
         return self
 

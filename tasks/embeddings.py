@@ -1,11 +1,12 @@
 """Embeddings of a view under one encoder: computed once, kept in the store, reused by every stage.
 
-They stand under ``embeddings/<encoder>/<view>-<rows>.parquet``. The encoder's digest covers its backbone,
+They stand under ``embeddings/<encoder>/<view>/<rows>.parquet``, one object for each set of rows computed at once. The encoder's digest covers its backbone,
 transforms and precision, so they serve exactly as long as that encoder does; a refitted head changes none.
 """
 
 from __future__ import annotations
 
+import io
 import tempfile
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from everfresh.tasks import models
 from everfresh.tasks.progress import bar
-from everfresh.tasks.records import ModelSpec, digest_of
+from everfresh.tasks.records import ModelSpec, Part, digest_of
 from everfresh.tasks.store import Store
 from everfresh.tasks.views import View
 
@@ -35,6 +36,12 @@ class Embedder:
         self._known: dict[str, dict[int, NDArray[np.float32]]] = {}
         self.computed = 0
         """Pictures that went through the network."""
+
+    @classmethod
+    def open(cls, store: Store, spec: ModelSpec, weights: Part, precision: str = "fp32") -> Embedder:
+        """The embedder of a candidate's or a release's model."""
+        module = models.load(store, spec, weights)
+        return cls(store, module, spec, models.encoder_digest(module, spec, precision), precision)
 
     def embeddings(self, view: View, rows: NDArray[np.int64]) -> Tensor:
         """Embeddings (len(rows), D), float32; those that are missing are computed and kept."""
@@ -62,16 +69,14 @@ class Embedder:
         return f"embeddings/{self.encoder}/{view.window.view}"
 
     def _load(self, view: View) -> dict[int, NDArray[np.float32]]:
-        import io
-
         import pyarrow.parquet as pq
 
         if view.window.view not in self._known:
             known = self._known[view.window.view] = {}
             for item in self.store.list(self._prefix(view)):
                 table = pq.read_table(io.BytesIO(self.store.get(item.key)))
-                values = np.frombuffer(table["embedding"].combine_chunks().chunk(0).flatten().to_numpy(), np.float32)
-                known.update(zip(table["row"].to_pylist(), values.reshape(len(table), -1), strict=True))
+                flat = [chunk.flatten().to_numpy() for chunk in table["embedding"].chunks]
+                known.update(zip(table["row"].to_pylist(), np.concatenate(flat).reshape(len(table), -1), strict=True))
         return self._known[view.window.view]
 
     def _keep(self, view: View, rows: list[int], made: Tensor) -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 64_000_000
+MAX_ASPECT = 50
+"""A thread of a picture would become huge when its shorter side is resized to the model's input."""
 PROPERTIES = ("brightness", "contrast", "sharpness", "colourfulness", "aspect", "pixels")
 
 
@@ -67,22 +69,26 @@ def decode(data: bytes) -> Image.Image:
             image = Image.open(io.BytesIO(data))
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"has {image.width} × {image.height} pixels, more than {MAX_PIXELS:,}")
-            if getattr(image, "n_frames", 1) > 1:
+            if max(image.size) > MAX_ASPECT * min(image.size):
+                raise DataError(f"has {image.width} × {image.height} pixels, longer than {MAX_ASPECT} times its width")
+            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # cameras put a preview into an MPO
                 raise DataError(f"is animated ({image.n_frames} frames)")  # type: ignore[attr-defined]
             image.load()
             upright = ImageOps.exif_transpose(image)
             return _rgb(upright)
+    except DataError:
+        raise
     except UnidentifiedImageError:
         raise DataError("is not a picture in a known format") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(f"has more than {MAX_PIXELS:,} pixels") from None
-    except (OSError, SyntaxError, ValueError, EOFError, ZeroDivisionError, MemoryError) as error:
+    except Exception as error:  # damaged bytes make Pillow's readers raise many kinds, struct.error and IndexError too
         raise DataError(f"cannot be decoded ({str(error) or type(error).__name__})") from None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits a channel: scale, do not clip
-        values = np.asarray(image, dtype=np.float64)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         top = 65535.0 if values.max(initial=0) > 255 else 255.0
         return Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:

@@ -17,7 +17,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -27,7 +27,7 @@ from everfresh.tasks.errors import DataError, ObjectMissing, SourceError, StoreE
 from everfresh.tasks.images import SUFFIXES, examine
 from everfresh.tasks.ledger import stream
 from everfresh.tasks.progress import bar
-from everfresh.tasks.records import Cursor, StreamEntry, digest_of
+from everfresh.tasks.records import Cursor, StreamEntry, Window, digest_of
 from everfresh.tasks.store import FolderStore, Listed, Store, cache_folder, open_store
 from everfresh.tasks.views import ViewWriter, split_of
 
@@ -48,6 +48,8 @@ class SourceFile:
     modified: float
     place: int
     """Which of the source's paths it stands in."""
+    archive_key: str = ""
+    """Key of the archive that holds it."""
     member: tarfile.TarInfo | None = field(default=None, compare=False)
     archive: Path | None = None
 
@@ -73,11 +75,11 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
     log_of_windows = stream(store)
     head = log_of_windows.last()
     cursor = head.cursor_after if head else Cursor()
-    source = Source(config)
+    source = Source(config, after=_lower_bound(config, cursor))
     if source.listing == cursor.listing:
         return None
     seen = _seen(store, cursor)
-    waiting = [f for f in source.files(seen) if (f.key, f.version) not in seen and f.key > _lower_bound(config, cursor)]
+    waiting = [f for f in source.files(seen) if (f.key, f.version) not in seen]
     if len(waiting) < config.window.min_samples:
         return None
     taken = _ordered(waiting, config)[: config.window.max_samples]
@@ -88,6 +90,8 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
             _take(writer, source, file, annotations, config)
         window = writer.commit(store, config.model.classes)
         seen.update((f.key, f.version) for f in taken)
+        left = {f.archive_key for f in set(waiting) - set(taken)}  # an archive of which nothing is left is not opened again
+        seen.update((f"{f.archive_key}/", f.version) for f in taken if f.archive_key and f.archive_key not in left)
         complete = len(taken) == len(waiting)
         entry = StreamEntry(
             seq=(head.seq if head else 0) + 1,
@@ -101,6 +105,25 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
         return entry
     log.info("window %d was committed by another run", entry.seq)
     return log_of_windows.entry(entry.seq)
+
+
+def freeze(store: Store, config: PipelineConfig, folder: str) -> Window:
+    """Make one view of a labelled folder outside the stream: samples that an adopted model never learnt from.
+
+    Every sample is hold-out; labels are the names of the parent folders.
+
+    Raises:
+        SourceError: the folder cannot be listed.
+    """
+    window = config.window.model_copy(update={"holdout_fraction": 1.0})
+    source_config = ImageFolder(path=folder, labels=ParentFolder())
+    config = config.model_copy(update={"source": source_config, "window": window})
+    source = Source(config)
+    with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary:
+        writer = ViewWriter(Path(temporary))
+        for file in bar(list(source.files(set())), "reference"):
+            _take(writer, source, file, {}, config)
+        return writer.commit(store, config.model.classes)
 
 
 def _take(
@@ -118,7 +141,7 @@ def _take(
         picture = examine(data)
         annotation = annotations.get(file.key, Annotation())
         if isinstance(config.source.labels, ParentFolder):
-            annotation = Annotation(label=_parent(file.key))
+            annotation = Annotation(label=_parent(file.key.removeprefix(f"{file.archive_key}/")))
         elif isinstance(annotation, _Unusable):
             raise DataError(annotation.reason)
     except DataError as error:
@@ -153,7 +176,7 @@ def _ordered(files: list[SourceFile], config: PipelineConfig) -> list[SourceFile
         case "modified":
             return sorted(files, key=lambda f: (f.modified, f.key))
         case "shuffled":
-            return sorted(files, key=lambda f: (f.place, digest_of(config.window.seed, f.key)))
+            return sorted(files, key=lambda f: (f.place, f.archive_key, digest_of(config.window.seed, f.key)))
         case "key":
             return sorted(files, key=lambda f: (f.place, f.key))
 
@@ -172,7 +195,7 @@ def _seen(store: Store, cursor: Cursor) -> set[tuple[str, str]]:
 
 
 def _cursor(store: Store, config: PipelineConfig, view: str, seen: set[tuple[str, str]], listing: str, folder: Path) -> Cursor:
-    last_key = max(key for key, _ in seen)
+    last_key = max(key for key, _ in seen if not key.endswith("/"))
     if isinstance(config.source, ImageFolder) and config.source.ordered:
         return Cursor(last_key=last_key, listing=listing)
     import pyarrow as pa
@@ -189,16 +212,23 @@ def _cursor(store: Store, config: PipelineConfig, view: str, seen: set[tuple[str
 class Source:
     """The files of a source, listed once, and their labels."""
 
-    def __init__(self, config: PipelineConfig) -> None:
+    def __init__(self, config: PipelineConfig, after: str = "") -> None:
         self.config = config.source
+        self._after = after
         paths = (self.config.path,) if isinstance(self.config, ImageFolder) else self.config.paths
         self._stores: list[Store] = []
         self._objects: list[list[Listed]] = []
         for path in paths:
             self._list(path)
         digest = hashlib.sha256()
+        known: set[str] = set()
         for objects in self._objects:
             for item in objects:
+                if not item.key.isprintable():
+                    raise SourceError(f"source: a file's name must be printable text, got {item.key!r}. Rename it.")
+                if item.key in known:
+                    raise SourceError(f"source.paths: names must differ between the paths, got {item.key} twice. Rename one.")
+                known.add(item.key)
                 digest.update(f"{item.key}\0{item.version}\0".encode())
         self.listing = digest.hexdigest()
         """Digest of all keys and versions."""
@@ -217,7 +247,7 @@ class Source:
                 place = open_store(folder)
                 objects = [item for item in place.list() if item.key == name]
             else:
-                objects = [item for item in place.list() if item.key.lower().endswith(wanted)]
+                objects = [item for item in place.list(after=self._after) if item.key.lower().endswith(wanted)]
         except StoreError as error:
             raise SourceError(f"source.path {path} cannot be listed: {error}") from error
         sidecar = self.config.labels.path if isinstance(self.config.labels, Sidecar) else None
@@ -229,20 +259,26 @@ class Source:
         for place, objects in enumerate(self._objects):
             for item in objects:
                 if isinstance(self.config, TarShards):
-                    yield from self._members(place, item, seen)
+                    if (f"{item.key}/", item.version) in seen:
+                        continue
+                    yield from self._members(place, item)
                 else:
                     yield SourceFile(item.key, item.version, item.size, item.modified.timestamp(), place)
 
-    def _members(self, place: int, item: Listed, seen: set[tuple[str, str]]) -> Iterator[SourceFile]:
+    def _members(self, place: int, item: Listed) -> Iterator[SourceFile]:
         archive = self._local(place, item)
         try:
-            with tarfile.open(archive) as tar:
-                for member in tar:
-                    if member.isfile() and member.name.lower().endswith(SUFFIXES):
-                        key = f"{item.key}/{member.name}"
-                        yield SourceFile(key, item.version, member.size, member.mtime, place, member, archive)
-        except tarfile.TarError as error:
-            raise SourceError(f"source.paths: {item.key} is not a readable tar archive ({error}). Write it again.") from error
+            with tarfile.open(archive, "r:") as tar:  # uncompressed: members are read in place
+                members = {m.name: m for m in tar if m.isfile() and m.name.lower().endswith(SUFFIXES)}  # the last one counts
+        except (tarfile.TarError, OSError) as error:
+            raise SourceError(
+                f"source.paths: {item.key} is not a readable, uncompressed tar archive ({error}). Write it again."
+            ) from error
+        for name, member in members.items():
+            if not name.isprintable():
+                raise SourceError(f"source.paths: a name in {item.key} must be printable text, got {name!r}. Rename it.")
+            key = f"{item.key}/{name}"
+            yield SourceFile(key, item.version, member.size, member.mtime, place, item.key, member, archive)
 
     def _local(self, place: int, item: Listed) -> Path:
         store = self._stores[place]
@@ -335,11 +371,13 @@ def _annotation(row: Mapping[str, Any], sidecar: Sidecar, timezone: str | None) 
     if sidecar.timestamp_column and (raw := row[sidecar.timestamp_column]):
         try:
             moment = raw if isinstance(raw, datetime) else datetime.fromisoformat(str(raw))
-        except ValueError:
+            if moment.tzinfo is None:
+                if timezone is None:
+                    return _Unusable(reason=f"has the time {raw} without a zone, and source.timezone is not set")
+                moment = moment.replace(tzinfo=ZoneInfo(timezone))
+            moment = moment.astimezone(UTC)
+        except (ValueError, OverflowError):
             return _Unusable(reason=f"has the time {str(raw)[:40]!r}, which is not ISO 8601")
-        if moment.tzinfo is None:
-            if timezone is None:
-                return _Unusable(reason=f"has the time {raw} without a zone, and source.timezone is not set")
-            moment = moment.replace(tzinfo=ZoneInfo(timezone))
+        moment = datetime.combine(moment.date(), moment.time(), UTC)  # a table may give a subclass with nanoseconds
     text = None if label is None else re.sub(r"\s+", " ", str(label)).strip()
     return Annotation(text or None, moment, slices)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 from everfresh.tasks.errors import ObjectMissing
-from everfresh.tasks.records import AliasMove, JournalEntry, Record, StreamEntry, Tick
+from everfresh.tasks.records import AliasMove, Record, StreamEntry
 from everfresh.tasks.store import Store
 
 R = TypeVar("R", bound=Record)
@@ -21,20 +21,17 @@ R = TypeVar("R", bound=Record)
 class Log(Generic[R]):
     """An append-only sequence of records under ``<folder>/<seq>.json``, numbered from 1 without gaps."""
 
-    def __init__(self, store: Store, folder: str, kind: type[R]) -> None:
-        self.store, self.folder, self.kind = store, folder, kind
+    def __init__(self, store: Store, folder: str, kind: type[R], suffix: str = "") -> None:
+        self.store, self.folder, self.kind, self.suffix = store, folder, kind, suffix
 
     def _key(self, seq: int) -> str:
-        return f"{self.folder}/{seq:08d}.json"
+        return f"{self.folder}/{seq:08d}{self.suffix}.json"
 
     def entry(self, seq: int) -> R | None:
         """The entry with that number, if there is one."""
         if seq < 1:
             return None
-        try:
-            return self.kind.from_bytes(self.store.get(self._key(seq)))
-        except ObjectMissing:
-            return None
+        return find(self.store, self._key(seq), self.kind)
 
     def last_seq(self) -> int:
         """Number of the last entry, 0 if there is none. Starts at the hint, so it does not grow with history."""
@@ -85,25 +82,10 @@ def champion_moves(store: Store) -> Log[AliasMove]:
     return Log(store, "aliases/champion", AliasMove)
 
 
-def journal_key(seq: int, request: str = "") -> str:
-    """Key of the journal entry of one tick."""
-    return f"journal/{seq:08d}-{request or 'tick'}.json"
-
-
-def read_journal(store: Store, seq: int, request: str = "") -> JournalEntry | None:
-    """The journal entry of a tick, if it has ended."""
-    return find(store, journal_key(seq, request), JournalEntry)
-
-
-def open_tick(store: Store, tick: Tick) -> Tick:
-    """What this tick set out from: `tick`, or what an earlier run of the same tick wrote."""
-    return settle(store, f"ticks/{tick.seq:08d}-{tick.request or 'tick'}.json", tick)
-
-
 def find(store: Store, key: str, kind: type[R]) -> R | None:
     """The record under `key`, if it was written."""
     try:
-        return kind.from_bytes(store.get(key))
+        return kind.from_bytes(store.get(key), store.url(key))
     except ObjectMissing:
         return None
 
@@ -112,7 +94,7 @@ def settle(store: Store, key: str, record: R) -> R:
     """Create the record under `key` and return it; if another run was first, return that one's."""
     if store.create(key, record.to_bytes()):
         return record
-    return type(record).from_bytes(store.get(key))
+    return type(record).from_bytes(store.get(key), store.url(key))
 
 
 def attempt_folder(folder: str) -> str:

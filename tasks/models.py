@@ -98,12 +98,38 @@ def linear_head(module: nn.Module, spec: ModelSpec) -> nn.Linear:
     return layer
 
 
+def head_kind(spec: ModelSpec) -> str:
+    """How a consumer builds the head: ``native`` as the architecture has it, ``linear``, or ``pooled_linear``
+    (average pooling, flattening, a linear layer) where the architecture ends in a convolution.
+    """
+    if spec.native_head:
+        return "native"
+    convolution = _find_head(_architecture(spec.architecture, len(spec.classes)))[3]
+    return "pooled_linear" if convolution else "linear"
+
+
 def with_linear_head(module: nn.Module, spec: ModelSpec, seed: int) -> ModelSpec:
     """Give the model a linear head, if it has its native convolution still; returns the new spec."""
     if not spec.native_head:
         return spec
     _replace_head(module, spec.head, spec.embedding_dim, len(spec.classes), seed, pooled=True)
     return spec.model_copy(update={"native_head": False})
+
+
+def with_classes(module: nn.Module, spec: ModelSpec, classes: tuple[str, ...], seed: int) -> ModelSpec:
+    """Give the model a head for other classes: rows of classes that stay are kept, new ones are drawn from `seed`."""
+    spec = with_linear_head(module, spec, seed)
+    old = linear_head(module, spec)
+    holder = module.get_submodule(spec.head)
+    _replace_head(module, spec.head, spec.embedding_dim, len(classes), seed, pooled=isinstance(holder, nn.Sequential))
+    spec_after = spec.model_copy(update={"classes": classes})
+    new = linear_head(module, spec_after)
+    with torch.no_grad():
+        for row, name in enumerate(classes):
+            if name in spec.classes:
+                new.weight[row] = old.weight[spec.classes.index(name)]
+                new.bias[row] = old.bias[spec.classes.index(name)]
+    return spec_after
 
 
 @torch.no_grad()

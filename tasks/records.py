@@ -10,9 +10,10 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from everfresh.tasks.config import Rung, Trust
+from everfresh.tasks.errors import StoreError
 
 Split = Literal["train", "tune", "holdout"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -42,9 +43,21 @@ class Record(BaseModel):
         return self.model_dump_json(indent=1).encode() + b"\n"
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """The record that stands in the store; fields that came later take their defaults."""
-        return cls.model_validate_json(data)
+    def from_bytes(cls, data: bytes, name: str = "a record") -> Self:
+        """The record that stands in the store under `name`; fields that came later take their defaults.
+
+        Raises:
+            StoreError: the bytes are no such record: damaged, or written by a newer Everfresh.
+        """
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(str(part) for part in first["loc"]) or "the whole"
+            raise StoreError(
+                f"{name} must be a {cls.__name__} in JSON, got {field}: {first['msg']}. "
+                "Restore it from a copy if it was damaged; update Everfresh if a newer one wrote it."
+            ) from None
 
 
 class Part(BaseModel):
@@ -133,6 +146,18 @@ class AliasMove(Record):
     at: AwareDatetime
 
 
+class Banked(BaseModel):
+    """A trusted window whose hold-out is compared on and whose training samples are replayed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    view: str
+    seq: int
+    """Its place in the stream; 0 for the validation samples of an adopted model."""
+    regime: str
+    """The component of the reference that it belongs to."""
+
+
 class Tick(Record):
     """What one tick set out from. A rerun after a crash sets out from the same, so it ends the same."""
 
@@ -143,16 +168,16 @@ class Tick(Record):
     reason: str = ""
     rung: Rung | None = None
     """The one rung that a person asked for."""
+    replay: str = ""
+    """Id of the replay that it belongs to; empty when it is live."""
     view: str
     champion: str | None
     """Release that was champion then."""
     champion_move: int = Field(ge=0)
     """Sequence of the move that made it so; 0 when there was none."""
     reference: str | None
-    bank: tuple[str, ...]
-    """Views whose hold-outs are compared on, oldest first."""
-    previous: str | None
-    """Key of the journal entry of the tick before."""
+    bank: tuple[Banked, ...]
+    """Earlier trusted windows, oldest first."""
     now: AwareDatetime
     """The store's clock at the start; ages are measured from it."""
 
@@ -174,9 +199,6 @@ class Reference(Record):
     id: str
     release: str
     components: tuple[Component, ...]
-    accuracy: Share
-    """The champion's accuracy on the labelled samples of the reference: its baseline."""
-    accuracy_samples: int = Field(ge=0)
 
 
 class ColumnDrift(BaseModel):
@@ -306,7 +328,10 @@ class Candidate(Record):
     weights: Part
     trained_on: int
     tune_accuracy: Share
+    """On the window's tune samples."""
     tune_samples: int
+    kept_accuracy: Share | None
+    """On the tune samples of the earlier windows; null if there are none."""
     cost: Cost
     device: str
     files: dict[str, Part] = {}
@@ -383,15 +408,13 @@ class Release(Record):
     id: str
     """The candidate's key."""
     spec: ModelSpec
-    encoder: str
     files: dict[str, Part]
     evaluation: str
     """Key of the evaluation that it passed; empty for an adopted model."""
     holdout_view: str
-    bank: tuple[str, ...]
-    """Views whose hold-outs it was never trained on."""
+    bank: tuple[Banked, ...]
+    """Windows whose hold-outs it was never trained on, its own included."""
     reference: str
-    trained_views: tuple[str, ...]
     parent: str | None
     rung: Rung | Literal["adopted"]
     seq: int
@@ -436,6 +459,8 @@ class JournalEntry(Record):
     failed_gates: tuple[str, ...] = ()
     gain: Interval | None = None
     """On this window's hold-out, challenger minus champion."""
+    challenger_accuracy: float | None = None
+    """On this window's hold-out."""
     release: str | None = None
     version: int | None = None
     """Number of the release that this tick made champion."""
@@ -443,12 +468,10 @@ class JournalEntry(Record):
     """Champion after the tick."""
     champion_version: int | None
     trust: Trust
-    bank: tuple[str, ...]
-    """Trusted views after this tick, oldest first, bounded."""
+    bank: tuple[Banked, ...]
+    """Trusted windows after this tick, oldest first, bounded."""
     samples_since_training: int
     windows_since_training: int
     cost: Cost
-    note: str = ""
-    """One sentence for the timeline."""
     started_at: AwareDatetime
     finished_at: AwareDatetime

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -21,7 +22,6 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from everfresh.tasks.errors import ConfigError, DigestMismatch, ObjectMissing, StoreError
 from everfresh.tasks.records import Part
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from botocore.client import BaseClient
 
 CHUNK = 1 << 20
+CONFLICT_TRIES = 8
+CONFLICT_PAUSE = 0.05
+"""Seconds before the second try; doubled for each further one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,7 @@ class Store(ABC):
             DigestMismatch: the bytes are not what was recorded.
         """
         cached = cache_folder() / "objects" / part.sha256[:2] / part.sha256
-        if not cached.exists():
+        if not _is_whole(cached, part):
             cached.parent.mkdir(parents=True, exist_ok=True)
             partial = cached.with_name(f"{part.sha256}.{uuid.uuid4().hex}")
             try:
@@ -110,7 +113,6 @@ class Store(ABC):
                 partial.replace(cached)
             finally:
                 partial.unlink(missing_ok=True)
-        check_digest(cached, part, str(cached))
         return cached
 
     def read(self, part: Part) -> bytes:
@@ -138,6 +140,10 @@ class Store(ABC):
         return part
 
 
+class _Conflict(StoreError):
+    """Another conditional write to the same key was under way."""
+
+
 class FolderStore(Store):
     """Objects as files under a folder of one machine, or of a shared disk that has hard links."""
 
@@ -156,8 +162,7 @@ class FolderStore(Store):
             raise self._failed("read", key, error) from error
 
     def put(self, key: str, data: bytes) -> None:
-        with self._finished(key, data) as path:
-            os.replace(path, self._path(key))
+        self._replace(key, data)
 
     def create(self, key: str, data: bytes) -> bool:
         if self._path(key).exists():
@@ -167,18 +172,26 @@ class FolderStore(Store):
                 os.link(path, self._path(key))
             except FileExistsError:
                 return False
+            except OSError as error:
+                raise self._failed("write", key, error) from error
         return True
 
     def put_file(self, key: str, path: Path) -> None:
-        with self._finished(key, path) as finished:
-            os.replace(finished, self._path(key))
+        self._replace(key, path)
+
+    def _replace(self, key: str, content: bytes | Path) -> None:
+        with self._finished(key, content) as finished:
+            try:
+                os.replace(finished, self._path(key))
+            except OSError as error:
+                raise self._failed("write", key, error) from error
 
     def fetch(self, key: str, target: Path) -> None:
         try:
             with self._path(key).open("rb") as source, target.open("wb") as sink:
                 while chunk := source.read(CHUNK):
                     sink.write(chunk)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise ObjectMissing(f"{self.url(key)} does not exist.") from None
         except OSError as error:
             raise self._failed("read", key, error) from error
@@ -196,14 +209,17 @@ class FolderStore(Store):
     def _walk(self, folder: Path) -> Iterator[Listed]:
         try:
             entries = [e for e in os.scandir(folder) if not e.name.startswith(".")]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         # S3 sorts whole keys, in which a folder's name ends in "/".
         for entry in sorted(entries, key=lambda e: e.name + "/" if e.is_dir() else e.name):
             if entry.is_dir():
                 yield from self._walk(Path(entry.path))
             elif entry.is_file():
-                stat = entry.stat()
+                try:
+                    stat = entry.stat()
+                except FileNotFoundError:  # deleted meanwhile
+                    continue
                 yield Listed(
                     Path(entry.path).relative_to(self.root).as_posix(),
                     f"{stat.st_size}-{stat.st_mtime_ns}",
@@ -212,7 +228,12 @@ class FolderStore(Store):
                 )
 
     def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        try:
+            self._path(key).unlink(missing_ok=True)
+        except NotADirectoryError:
+            return
+        except OSError as error:
+            raise self._failed("delete", key, error) from error
 
     def now(self) -> datetime:
         return datetime.now(UTC)
@@ -241,7 +262,7 @@ class FolderStore(Store):
     def _failed(self, verb: str, key: str, error: OSError) -> StoreError:
         return StoreError(
             f"store: cannot {verb} {self.url(key)} ({error.strerror or error}). "
-            "Check that the folder exists, is writable by this user and that the disk is not full."
+            "Check that the folder exists, is writable by this user, knows hard links and that the disk is not full."
         )
 
 
@@ -291,29 +312,48 @@ class S3Store(Store):
             code = str(error.response.get("Error", {}).get("Code", ""))
             if code in {"NoSuchKey", "404", "NotFound"}:
                 raise ObjectMissing(f"s3://{self.bucket}/{key} does not exist.") from None
-            if code in {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}:
+            if code in {"PreconditionFailed", "412"}:
                 raise FileExistsError(key) from None
+            if code in {"ConditionalRequestConflict", "409"}:
+                raise _Conflict(
+                    f"store: {operation} on s3://{self.bucket}/{key} met another writer again and again ({code})."
+                ) from None
             raise StoreError(
                 f"store: {operation} on s3://{self.bucket}/{key} was refused ({code}). "
                 "Check the bucket's name, the credentials and their rights, and AWS_ENDPOINT_URL."
             ) from error
         except BotoCoreError as error:
-            raise StoreError(
-                f"store: s3://{self.bucket} cannot be reached ({error}). Check the network, AWS_ENDPOINT_URL and the credentials."
-            ) from error
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> StoreError:
+        return StoreError(
+            f"store: s3://{self.bucket} cannot be reached ({error}). Check the network, AWS_ENDPOINT_URL and the credentials."
+        )
 
     def get(self, key: str) -> bytes:
-        body: bytes = self._call("get_object", self._key(key))["Body"].read()
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            body: bytes = self._call("get_object", self._key(key))["Body"].read()
+        except BotoCoreError as error:
+            raise self._unreachable(error) from error
         return body
 
     def put(self, key: str, data: bytes) -> None:
         self._call("put_object", self._key(key), Body=data)
 
     def create(self, key: str, data: bytes) -> bool:
-        try:
-            self._call("put_object", self._key(key), Body=data, IfNoneMatch="*")
-        except FileExistsError:
-            return False
+        for attempt in range(CONFLICT_TRIES):
+            try:
+                self._call("put_object", self._key(key), Body=data, IfNoneMatch="*")
+            except FileExistsError:
+                return False
+            except _Conflict:  # two wrote at once and this one was told to come back: it may still win
+                if attempt + 1 == CONFLICT_TRIES:
+                    raise
+                time.sleep(CONFLICT_PAUSE * 2**attempt)
+            else:
+                break
         return True
 
     def put_file(self, key: str, path: Path) -> None:
@@ -349,6 +389,9 @@ class S3Store(Store):
         arguments: dict[str, Any] = {"Prefix": start}
         if after:
             arguments["StartAfter"] = root + after
+        yield from sorted(self._pages(root, arguments), key=lambda item: item.key)  # not every server sorts whole keys
+
+    def _pages(self, root: str, arguments: dict[str, Any]) -> Iterator[Listed]:
         while True:
             page = self._call("list_objects_v2", "", **arguments)
             for item in page.get("Contents", ()):
@@ -431,14 +474,23 @@ def open_store(uri: str) -> Store:
     Raises:
         ConfigError: the scheme is none of these.
     """
-    parts = urlsplit(uri)
-    if parts.scheme == "s3" and parts.netloc:
-        return S3Store(parts.netloc, parts.path.strip("/"))
-    if parts.scheme == "file":
-        return FolderStore(Path(parts.path))
-    if parts.scheme == "" or "://" not in uri:
+    scheme, separator, rest = uri.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    if not separator:
         return FolderStore(Path(uri).expanduser())
+    if scheme == "s3" and bucket:
+        return S3Store(bucket, prefix.strip("/"))
+    if scheme == "file" and rest.startswith("/"):
+        return FolderStore(Path(rest))
     raise ConfigError(f"store must be a folder, file:///… or s3://bucket/prefix, got {uri!r}. Change the address.")
+
+
+def pipeline_store(uri: str, name: str, replay: str = "") -> Store:
+    """The store of one pipeline; with `replay`, what is made lands under ``replays/<id>/``."""
+    live = open_store(uri).sub(name)
+    if not replay:
+        return live
+    return OverlayStore(live, live.sub(f"replays/{replay}"), ("stream", "windows", "quarantine", "embeddings"))
 
 
 @cache
@@ -478,6 +530,14 @@ def check_digest(path: Path, part: Part, name: str) -> None:
         raise DigestMismatch(_mismatch(name, part.sha256, found))
 
 
+def _is_whole(path: Path, part: Part) -> bool:
+    try:
+        check_digest(path, part, str(path))
+    except (FileNotFoundError, DigestMismatch):
+        return False
+    return True
+
+
 @cache
 def _digest_at(path: Path, _size: int, _modified: int, _inode: int) -> str:
     return file_digest(path)
@@ -492,6 +552,6 @@ def _mismatch(name: str, expected: str, found: str) -> str:
 
 def _clean(key: str) -> str:
     path = PurePosixPath(key)
-    if not key or path.is_absolute() or ".." in path.parts or "\x00" in key or str(path) != key:
+    if key in {"", "."} or path.is_absolute() or ".." in path.parts or "\x00" in key or str(path) != key:
         raise StoreError(f"store: a key must be a relative path without '.', '..' or empty parts, got {key!r}.")
     return key

@@ -130,10 +130,15 @@ class ViewWriter:
             splits=dict(Counter(s.split for s in self.samples if s.label in known_labels)),
             classes={c: n for c, n in sorted(labels.items()) if c in known_labels},
             pending={c: n for c, n in sorted(labels.items()) if c not in known_labels},
-            manifest=store.keep_file(f"windows/{view}/manifest.parquet", manifest),
-            shards=tuple(store.keep_file(f"windows/{view}/{path.name}", path) for path in self._shards),
+            manifest=_keep(store, view, manifest),
+            shards=tuple(_keep(store, view, path) for path in self._shards),
         )
         return settle(store, f"windows/{view}/window.json", window)
+
+
+def _keep(store: Store, view: str, path: Path) -> Part:
+    """Keep a part under a name with its digest: two runs that differ in a library's version do not overwrite each other."""
+    return store.keep_file(f"windows/{view}/{path.stem}-{file_digest(path)[:12]}{path.suffix}", path)
 
 
 def _table(samples: Iterable[Sample]) -> pa.Table:

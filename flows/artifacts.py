@@ -1,0 +1,66 @@
+"""What people look at in the Prefect UI: tables, words and pictures, one artifact key a topic."""
+
+from __future__ import annotations
+
+import base64
+
+from prefect.artifacts import create_markdown_artifact
+
+from everfresh.tasks.config import PipelineConfig
+from everfresh.tasks.records import DriftReport, Evaluation, JournalEntry, Part, Tick
+from everfresh.tasks.steps import open_pipeline
+
+SHOWN_COLUMNS = 10
+
+
+def drift_table(config: PipelineConfig, tick: Tick, drift: DriftReport | None) -> None:
+    """The drift of one window: the verdict in words, the most drifted columns, the pictures, where the reports are."""
+    if drift is None:
+        return
+    store = open_pipeline(config, tick)
+    rows = "\n".join(
+        f"| {c.name} | {c.effect:+.2f} | {c.statistic:.2f} | {c.p_value:.3g} |" for c in drift.columns[:SHOWN_COLUMNS]
+    )
+    verdict = "**Drift alarm**" if drift.alarm else "No drift"
+    lines = [
+        f"## {config.name} · window {tick.seq}: {verdict}",
+        f"p = {drift.p_value:.3g} against `{drift.nearest}` ({drift.reference_samples} reference, "
+        f"{drift.current_samples} current samples). Accuracy {drift.reference_accuracy:.1%} on the reference, "
+        f"{drift.estimated_accuracy.value:.1%} estimated here without labels"
+        + (f", {drift.labels.champion.value:.1%} measured on {drift.labels.samples} labels." if drift.labels else "."),
+        f"| column | effect (SD) | distance | p, corrected |\n|---|---|---|---|\n{rows}",
+        *(_picture(config, tick, drift.files[name], name) for name in ("columns.png", "contact.png") if name in drift.files),
+        "\n".join(
+            f"- [{name}]({store.url(part.key)})" for name, part in drift.files.items() if name.endswith((".html", ".json"))
+        ),
+    ]
+    create_markdown_artifact("\n\n".join(lines), key=f"{config.name}-drift", description=f"Drift of window {tick.seq}")
+
+
+def tick_summary(config: PipelineConfig, tick: Tick, entry: JournalEntry, evaluation: Evaluation | None) -> None:
+    """What was decided and why, what each rung cost and reached, what the gates said, and who is champion now."""
+    lines = [f"## {config.name} · window {tick.seq}: {headline(entry)}", *(f"- {reason}" for reason in entry.decision.reasons)]
+    if entry.tried:
+        lines.append("\n| rung | tune accuracy | seconds |\n|---|---|---|")
+        lines += [f"| {t.rung} | {t.tune_accuracy:.1%} | {t.cost.seconds:.1f} |" for t in entry.tried]
+        lines += [f"| {rung} | not tried | |" for rung in entry.not_tried]
+    if evaluation:
+        lines.append("\n| gate | verdict |\n|---|---|")
+        lines += [f"| {'✔' if v.passed else '✘'} {v.gate} | {v.words} |" for v in evaluation.verdicts]
+        lines += ["", *(_picture(config, tick, part, name) for name, part in evaluation.files.items())]
+    create_markdown_artifact("\n".join(lines), key=f"{config.name}-tick", description=headline(entry))
+
+
+def headline(entry: JournalEntry) -> str:
+    """One tick in a few words."""
+    if entry.version is not None:
+        return f"released v{entry.version}"
+    if entry.failed_gates:
+        return f"challenger rejected by {', '.join(entry.failed_gates)}; v{entry.champion_version} stays"
+    stays = f"v{entry.champion_version} stays" if entry.champion_version else "no champion yet"
+    return f"{'drift alarm, ' if entry.alarm else ''}nothing done, {stays}"
+
+
+def _picture(config: PipelineConfig, tick: Tick, part: Part, name: str) -> str:
+    data = base64.b64encode(open_pipeline(config, tick).read(part)).decode()
+    return f"![{name}](data:image/png;base64,{data})"

@@ -1,0 +1,94 @@
+"""``everfresh check``: does the pipeline fit the real source, store, weights and Prefect API? Found out by trying."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from everfresh.tasks.config import ParentFolder, PipelineConfig
+from everfresh.tasks.errors import EverfreshError, StoreError
+from everfresh.tasks.ingest import Source
+from everfresh.tasks.store import open_store
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One line of the check."""
+
+    name: str
+    passed: bool
+    words: str
+
+
+def check(config: PipelineConfig) -> Iterator[Checked]:
+    """Try each part for real; yields one line each, failures with their remedy. Nothing is left behind."""
+    yield Checked("config", True, f"{config.name}: valid")
+    parts: dict[str, Callable[[PipelineConfig], str]] = {
+        "store": _store,
+        "source": _source,
+        "weights": _weights,
+        "prefect": _prefect,
+    }
+    for name, attempt in parts.items():
+        try:
+            yield Checked(name, True, attempt(config))
+        except EverfreshError as error:
+            yield Checked(name, False, str(error))
+
+
+def _store(config: PipelineConfig) -> str:
+    store = open_store(config.store)
+    key = f"{config.name}/check-{uuid.uuid4().hex[:12]}"
+    try:
+        if not store.create(key, b"first") or store.create(key, b"second") or store.get(key) != b"first":
+            raise StoreError(
+                f"store {config.store} must refuse to write over an object (If-None-Match: *), got an overwrite. "
+                "Use AWS S3 or a store that honours it: two runs could otherwise both make a champion."
+            )
+    finally:
+        store.delete(key)
+    if store.exists(key):
+        raise StoreError(f"store {config.store} must let objects be deleted, got one that stays. Allow s3:DeleteObject.")
+    return f"{store.url('')}: written, created if absent, read, deleted"
+
+
+def _source(config: PipelineConfig) -> str:
+    source = Source(config)
+    files = list(source.files(set()))
+    found = f"{len(files)} files"
+    if isinstance(config.source.labels, ParentFolder):
+        labels = Counter(f.key.split("/")[-2] if "/" in f.key else "(none)" for f in files)
+        unknown = sorted(set(labels) - set(config.model.classes))
+        found += f", {len(set(labels) & set(config.model.classes))} of {len(config.model.classes)} classes"
+        if unknown:
+            found += f"; not in model.classes, will wait as pending: {', '.join(unknown[:8])}"
+    elif annotations := source.annotations():
+        found += f", {len(annotations)} rows of labels"
+    return found
+
+
+def _weights(config: PipelineConfig) -> str:
+    from everfresh.tasks import models
+
+    module, spec = models.start(config.model, config.fine_tune.seed)
+    return f"{spec.architecture}: {models.parameters(module):,} weights, embedding of {spec.embedding_dim}"
+
+
+def _prefect(config: PipelineConfig) -> str:
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        home = os.environ.get("PREFECT_HOME", str(Path("~/.prefect").expanduser()))
+        return f"no PREFECT_API_URL: each run starts a temporary server (about 10 s) and keeps its history in {home}"
+    import httpx
+
+    try:
+        httpx.get(f"{url.rstrip('/')}/health", timeout=5).raise_for_status()
+    except httpx.HTTPError as error:
+        raise EverfreshError(
+            f"PREFECT_API_URL must lead to a Prefect server, got {url} ({error}). Start one with `prefect server start`, or unset it."
+        ) from error
+    return f"{url}: healthy"

@@ -1,0 +1,292 @@
+"""``everfresh``: the command line.
+
+Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage or config, 3 a gate rejected the challenger.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from everfresh.tasks.config import PipelineConfig, Rung, load_config
+from everfresh.tasks.errors import ConfigError, EverfreshError
+
+FAILED, WRONG_USE, REJECTED = 1, 2, 3
+
+app = typer.Typer(
+    name="everfresh",
+    help="Keeps a deployed PyTorch model fresh: ingest, detect drift, decide, fine-tune, prove, publish.",
+    epilog="Start with `everfresh demo`, or `everfresh init pipeline.yaml` for your own model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Pipeline = Annotated[Path, typer.Argument(help="The pipeline file, as `everfresh init` writes it.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; it stands in the history.")]
+
+
+def _print(value: Any, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+    else:
+        Console(width=None if sys.stdout.isatty() else 200).print(value)
+
+
+@app.callback()
+def settings(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and Prefect's own log.")] = False,
+) -> None:
+    """Options of every command."""
+    os.environ["EVERFRESH_DEBUG"] = "1" if debug else os.environ.get("EVERFRESH_DEBUG", "")
+    quiet = {
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "everfresh",  # our lines stand with the run in the UI
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    if not os.environ["EVERFRESH_DEBUG"]:
+        quiet |= {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write the file.")] = Path("pipeline.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+) -> None:
+    """Write a commented pipeline file, and its JSON schema for your editor."""
+    from everfresh.flows.scaffold import write_pipeline
+
+    for written in write_pipeline(path, overwrite=force):
+        sys.stdout.write(f"wrote {written}\n")
+
+
+@app.command()
+def check(pipeline: Pipeline, as_json: AsJson = False) -> None:
+    """Validate a pipeline against the real source, store, weights and Prefect API."""
+    from everfresh.flows.check import check as run_checks
+
+    config = load_config(pipeline)
+    lines = []
+    for line in run_checks(config):
+        lines.append({"check": line.name, "passed": line.passed, "words": line.words})
+        if not as_json:
+            sys.stdout.write(f"{'ok  ' if line.passed else 'FAIL'} {line.name}: {line.words}\n")
+    if as_json:
+        _print(lines, as_json=True)
+    if not all(line["passed"] for line in lines):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def run(
+    pipeline: Pipeline,
+    force: Annotated[bool, typer.Option("--force", help="Retrain on the newest window whatever the policy says.")] = False,
+    reason: Reason = "",
+    rung: Annotated[
+        str | None, typer.Option("--rung", help="With --force: the one rung to try: head, full, pretrained.")
+    ] = None,
+    drain: Annotated[bool, typer.Option("--all", help="Go on until nothing is new, instead of one window.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """One tick: take in what is new, detect drift, decide, and retrain, prove and publish if need be."""
+    config = load_config(pipeline)
+    if rung is not None and not force:
+        raise ConfigError("--rung must go with --force, got no --force. Add it, or set policy.ladder in the file.")
+    from everfresh.flows.retrain import retrain
+
+    entries = retrain(config, force=force, reason=reason, rung=_rung(rung), drain=drain)
+    _report(entries, as_json)
+    if entries and entries[-1].failed_gates:
+        raise typer.Exit(REJECTED)
+
+
+@app.command()
+def monitor(pipeline: Pipeline, as_json: AsJson = False) -> None:
+    """The cheap part: take in what is new, measure drift, alert."""
+    config = load_config(pipeline)
+    from everfresh.flows.monitor import monitor as run_monitor
+
+    drift = run_monitor(config)
+    if as_json:
+        _print(drift.model_dump(mode="json") if drift else None, as_json=True)
+    elif drift is None:
+        sys.stdout.write("nothing new, or no champion yet\n")
+    else:
+        sys.stdout.write(
+            f"{'ALARM' if drift.alarm else 'quiet'}: p = {drift.p_value:.3g} against {drift.nearest}, "
+            f"estimated loss of accuracy {drift.severity:+.1%}\n"
+        )
+
+
+@app.command()
+def replay(
+    pipeline: Pipeline,
+    name: Annotated[str, typer.Option("--name", help="Of the replay; the same name goes on where it stopped.")] = "",
+    rung: Annotated[str | None, typer.Option("--rung", help="The one rung to try: head, full, pretrained.")] = None,
+    last: Annotated[int | None, typer.Option("--last", help="Stop after this window.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Past windows in order, same steps, nothing published: try a policy before living with it."""
+    config = load_config(pipeline)
+    from everfresh.flows.replay import replay as run_replay
+
+    made, entries = run_replay(config, name, _rung(rung), last)
+    _report(entries, as_json)
+    if not as_json:
+        sys.stdout.write(f"replay {made}: under replays/{made}/ in the store; the live champion was not touched\n")
+
+
+def _rung(name: str | None) -> Rung | None:
+    match name:
+        case None | "head" | "full" | "pretrained":
+            return name
+        case _:
+            raise ConfigError(f"--rung must be head, full or pretrained, got {name!r}. Choose one.")
+
+
+def _report(entries: Sequence[Any], as_json: bool) -> None:
+    from everfresh.flows.look import history_table
+
+    if as_json:
+        _print([e.model_dump(mode="json") for e in entries], as_json=True)
+    elif not entries:
+        sys.stdout.write("nothing to do: nothing is new in the source\n")
+    else:
+        _print(history_table(list(entries), []), as_json=False)
+
+
+@app.command()
+def status(pipelines: Annotated[list[Path], typer.Argument(help="Pipeline files.")], as_json: AsJson = False) -> None:
+    """Where pipelines stand: champion, last window, drift, accuracy."""
+    from everfresh.flows.look import status as facts
+    from everfresh.flows.look import status_table
+
+    found = [facts(load_config(path)) for path in pipelines]
+    if as_json:
+        _print(found, as_json=True)
+        return
+    for one in found:
+        _print(status_table(one), as_json=False)
+
+
+@app.command()
+def history(pipeline: Pipeline, as_json: AsJson = False) -> None:
+    """Every tick: what came in, what drifted, what was decided and why, what it cost and bought."""
+    from everfresh.flows.look import history as read
+    from everfresh.flows.look import history_table
+    from everfresh.tasks.store import pipeline_store
+
+    config = load_config(pipeline)
+    entries, moves = read(pipeline_store(config.store, config.name))
+    if as_json:
+        plain = {"ticks": [e.model_dump(mode="json") for e in entries], "moves": [m.model_dump(mode="json") for m in moves]}
+        _print(plain, as_json=True)
+    elif entries or moves:
+        _print(history_table(entries, moves), as_json=False)
+    else:
+        sys.stdout.write("no tick yet: `everfresh run` makes the first\n")
+
+
+@app.command()
+def adopt(
+    pipeline: Pipeline,
+    weights: Annotated[str, typer.Option("--weights", help="State dict of the model that runs already: path or s3://….")],
+    reference: Annotated[
+        str, typer.Option("--reference", help="Its labelled validation pictures: a folder, one subfolder a class.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Make a model that already runs version 1, with its baseline."""
+    from everfresh.tasks import publish
+    from everfresh.tasks.ingest import freeze
+
+    config, store = _opened(pipeline)
+    move = publish.adopt(store, config, weights, freeze(store, config, reference))
+    _moved(move, as_json)
+
+
+@app.command()
+def rollback(
+    pipeline: Pipeline,
+    to: Annotated[
+        str | None, typer.Option("--to", help="Version to go back to, such as v3; the one before if not given.")
+    ] = None,
+    reason: Reason = "",
+    as_json: AsJson = False,
+) -> None:
+    """Go back to an earlier release, bar the one that is left, and pin until `unpin`."""
+    from everfresh.tasks import publish
+
+    version = None
+    if to is not None:
+        if not to.removeprefix("v").isdigit():
+            raise ConfigError(f"--to must be a version such as v3, got {to!r}. See `everfresh history`.")
+        version = int(to.removeprefix("v"))
+    config, store = _opened(pipeline)
+    _moved(publish.rollback(store, version, reason=reason), as_json)
+
+
+@app.command()
+def pin(pipeline: Pipeline, reason: Reason = "", as_json: AsJson = False) -> None:
+    """Keep the champion where it is until `unpin`."""
+    from everfresh.tasks import publish
+
+    _moved(publish.pin(_opened(pipeline)[1], reason=reason), as_json)
+
+
+@app.command()
+def unpin(pipeline: Pipeline, reason: Reason = "", as_json: AsJson = False) -> None:
+    """Let challengers replace the champion again."""
+    from everfresh.tasks import publish
+
+    _moved(publish.unpin(_opened(pipeline)[1], reason=reason), as_json)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to keep it.")] = Path("run/digits"),
+    seed: Annotated[int, typer.Option("--seed", help="Order of the digits, split and training.", min=0)] = 0,
+) -> None:
+    """See the whole loop work on real digits from a scanner that ages; about two minutes on two cores."""
+    from everfresh.flows.demo import run_demo
+
+    run_demo(folder, seed)
+
+
+def _opened(pipeline: Path) -> tuple[PipelineConfig, Any]:
+    from everfresh.tasks.store import pipeline_store
+
+    config = load_config(pipeline)
+    return config, pipeline_store(config.store, config.name)
+
+
+def _moved(move: Any, as_json: bool) -> None:
+    if as_json:
+        _print(move.model_dump(mode="json"), as_json=True)
+    else:
+        pinned = ", pinned" if move.pinned else ""
+        sys.stdout.write(f"{move.kind}: the champion is v{move.version}{pinned} ({move.release[:12]})\n")
+
+
+def main() -> None:
+    """Run a command; errors that are meant for people are one sentence on stderr."""
+    try:
+        app()
+    except EverfreshError as error:
+        if os.environ.get("EVERFRESH_DEBUG"):
+            raise
+        sys.stderr.write(f"everfresh: {error}\n")
+        raise SystemExit(WRONG_USE if isinstance(error, ConfigError) else FAILED) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("everfresh: stopped; the same command goes on where it was\n")
+        raise SystemExit(130) from None

@@ -1,0 +1,108 @@
+"""``everfresh status`` and ``history``: what the store says of a pipeline, as records and as tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from everfresh.tasks.config import PipelineConfig
+from everfresh.tasks.journal import scheduled
+from everfresh.tasks.ledger import champion_moves, stream
+from everfresh.tasks.records import AliasMove, JournalEntry
+from everfresh.tasks.store import Store, pipeline_store
+
+
+def history(store: Store) -> tuple[list[JournalEntry], list[AliasMove]]:
+    """All journal entries, by window and time, and all moves of the champion."""
+    keys = [item.key for item in store.list("journal") if item.key.endswith(".json")]
+    entries = [JournalEntry.from_bytes(store.get(key)) for key in keys]
+    return sorted(entries, key=lambda e: (e.seq, e.started_at)), list(champion_moves(store))
+
+
+def status(config: PipelineConfig) -> dict[str, Any]:
+    """Where a pipeline stands, as plain values."""
+    store = pipeline_store(config.store, config.name)
+    move, last, head = champion_moves(store).last(), scheduled(store).last(), stream(store).last()
+    return {
+        "pipeline": config.name,
+        "store": store.url(""),
+        "champion": f"v{move.version}" if move else None,
+        "release": store.url(f"releases/{move.release}") if move else None,
+        "since": move.at.isoformat() if move else None,
+        "by": f"{move.by}: {move.kind}, {move.reason}" if move else None,
+        "pinned": move.pinned if move else False,
+        "windows": head.seq if head else 0,
+        "windows_waiting": (head.seq if head else 0) - (last.seq if last else 0),
+        "last_window": last.seq if last else None,
+        "drift_alarm": last.alarm if last else None,
+        "estimated_accuracy": last.estimated_accuracy if last else None,
+        "measured_accuracy": last.measured_accuracy if last else None,
+        "last_decision": last.decision.action if last else None,
+        "reasons": list(last.decision.reasons) if last else [],
+        "last_tick": last.finished_at.isoformat() if last else None,
+    }
+
+
+def status_table(facts: dict[str, Any]) -> Table:
+    """The status as two columns."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        shown = "; ".join(map(str, value)) if isinstance(value, list) else share(value) if "accuracy" in name else str(value)
+        table.add_row(name.replace("_", " "), "–" if value is None else shown)
+    return table
+
+
+def history_table(entries: list[JournalEntry], moves: list[AliasMove]) -> Table:
+    """One row a tick, and the moves that people made, in order of time."""
+    table = Table(header_style="bold", pad_edge=False)
+    for name in (
+        "window",
+        "samples",
+        "drift",
+        "accuracy est.",
+        "measured",
+        "decision",
+        "tried",
+        "gates",
+        "gain",
+        "champion",
+        "cost",
+    ):
+        table.add_column(name, justify="right" if name in {"samples", "gain", "cost", "window"} else "left")
+    by_hand = [m for m in moves if m.kind != "publish"]
+    rows: list[tuple[Any, list[str]]] = [(e.finished_at, _tick_row(e)) for e in entries]
+    rows += [(m.at, ["", "", "", "", "", f"{m.kind} by {m.by}: {m.reason}", "", "", "", f"v{m.version}", ""]) for m in by_hand]
+    for _, row in sorted(rows, key=lambda r: r[0]):
+        table.add_row(*row)
+    return table
+
+
+def _tick_row(entry: JournalEntry) -> list[str]:
+    marks = [" forced"] * bool(entry.request) + [" suspect"] * (entry.trust == "suspect")
+    released = f" → v{entry.version}" if entry.version else ""
+    return [
+        f"{entry.seq}{''.join(marks)}",
+        f"{entry.samples}" + (f" (+{entry.quarantined} bad)" if entry.quarantined else ""),
+        "–" if entry.score is None else f"{'ALARM' if entry.alarm else 'quiet'} {entry.score:.2f}",
+        share(entry.estimated_accuracy),
+        share(entry.measured_accuracy),
+        f"{entry.decision.action}: {_why(entry)}",
+        ", ".join(f"{t.rung} {t.cost.seconds:.0f}s" for t in entry.tried) or "–",
+        "passed" if entry.version else ", ".join(entry.failed_gates) or "–",
+        f"{entry.gain.value:+.1%}" if entry.gain else "–",
+        f"v{entry.champion_version}{released and ' new'}" if entry.champion_version else "–",
+        f"{entry.cost.seconds:.1f} s",
+    ]
+
+
+def _why(entry: JournalEntry) -> str:
+    fired = ", ".join(entry.decision.triggers)
+    return fired or entry.decision.reasons[-1]
+
+
+def share(value: float | None) -> str:
+    """A share as people read it."""
+    return "–" if value is None else f"{value:.1%}"

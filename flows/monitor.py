@@ -1,0 +1,27 @@
+"""The cheap, frequent part: ingest, detect drift, alert. Deciding and training are left to `retrain`."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from everfresh.flows import artifacts
+from everfresh.flows.alerts import announce
+from everfresh.tasks import steps
+from everfresh.tasks.config import PipelineConfig
+from everfresh.tasks.records import DriftReport
+
+
+@flow(name="monitor", flow_run_name="{config.name} · monitor", persist_result=False)
+def monitor(config: PipelineConfig) -> DriftReport | None:
+    """Take in what is new and measure drift.
+
+    Returns:
+        What was measured, None if nothing is new or there is no champion yet.
+    """
+    tick = steps.watched_window(config)
+    if tick is None:
+        return None
+    drift = steps.detect_drift(config, tick)
+    artifacts.drift_table(config, tick, drift)
+    announce(config, tick, drift)
+    return drift

@@ -1,0 +1,73 @@
+"""One tick, end to end: ingest, detect drift, decide, fine-tune, evaluate, publish."""
+
+from __future__ import annotations
+
+import uuid
+
+from prefect import flow
+
+from everfresh.flows import artifacts
+from everfresh.flows.alerts import announce
+from everfresh.flows.fine_tune import fine_tune
+from everfresh.tasks import steps
+from everfresh.tasks.config import PipelineConfig, Rung
+from everfresh.tasks.decide import best, next_rung
+from everfresh.tasks.errors import ChampionMoved
+from everfresh.tasks.records import AliasMove, Candidate, DriftReport, Evaluation, JournalEntry, Tick
+
+
+@flow(name="retrain", flow_run_name="{config.name}", persist_result=False, validate_parameters=True)
+def retrain(
+    config: PipelineConfig, force: bool = False, reason: str = "", rung: Rung | None = None, drain: bool = False
+) -> list[JournalEntry]:
+    """Take in what is new and answer it.
+
+    Args:
+        config: the pipeline.
+        force: retrain on the newest window whatever the policy says.
+        reason: why it is forced, for the journal.
+        rung: the one rung to try when forced; the policy's ladder otherwise.
+        drain: go on until nothing is new, instead of one window.
+
+    Returns:
+        A journal entry for each window that was treated; none if there was nothing to do.
+    """
+    done = []
+    tick = steps.next_window(config)
+    while tick is not None:
+        done.append(run_tick(config, tick))
+        tick = steps.next_window(config, take_in=drain)
+    if force and (tick := steps.forced_window(config, uuid.uuid4().hex[:12], reason, rung)) is not None:
+        done.append(run_tick(config, tick))
+    return done
+
+
+def run_tick(config: PipelineConfig, tick: Tick) -> JournalEntry:
+    """The stages in order, for one window."""
+    drift = steps.detect_drift(config, tick)
+    decision = steps.decide_action(config, tick, drift)
+    artifacts.drift_table(config, tick, drift)
+    announce(config, tick, drift)
+    tried: list[Candidate] = []
+    while rung := next_rung(decision, tried):
+        tried.append(fine_tune(config, tick, rung, tried[-1] if tried else None))
+    evaluation, published = prove(config, tick, drift, best(tried))
+    entry = steps.end_tick(config, tick, drift, decision, tried, evaluation, published)
+    artifacts.tick_summary(config, tick, entry, evaluation)
+    announce(config, tick, entry)
+    return entry
+
+
+def prove(
+    config: PipelineConfig, tick: Tick, drift: DriftReport | None, challenger: Candidate | None
+) -> tuple[Evaluation | None, AliasMove | None]:
+    """Evaluate and publish; again if the champion moved in between."""
+    if challenger is None:
+        return None, None
+    evaluation = steps.evaluate(config, tick, challenger)
+    while evaluation.passed:
+        try:
+            return evaluation, steps.publish(config, tick, drift, challenger, evaluation)
+        except ChampionMoved:
+            evaluation = steps.evaluate(config, tick, challenger, against=steps.last_move(config, tick))
+    return evaluation, None

@@ -1,0 +1,22 @@
+"""Go back: the champion moves to an earlier release and stays there until it is unpinned."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from everfresh.flows.alerts import announce
+from everfresh.tasks import steps
+from everfresh.tasks.config import PipelineConfig
+from everfresh.tasks.records import AliasMove
+
+
+@flow(name="rollback", flow_run_name="{config.name} · rollback", persist_result=False)
+def rollback(config: PipelineConfig, to: int | None = None, reason: str = "") -> AliasMove:
+    """Move the champion back to version `to`, or to the one before.
+
+    Returns:
+        The move that was made.
+    """
+    move = steps.rollback(config, to, reason)
+    announce(config, None, move)
+    return move

@@ -1,0 +1,73 @@
+"""``everfresh init``: a pipeline file in which every field says what it means, made from the config itself."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
+from everfresh.tasks.config import ImageFolder, ModelConfig, PipelineConfig, json_schema
+from everfresh.tasks.errors import ConfigError
+
+SCHEMA = "pipeline.schema.json"
+EXAMPLE = PipelineConfig(
+    name="my-model", store="store", source=ImageFolder(path="inbox"), model=ModelConfig(classes=("cat", "dog"))
+)
+
+
+def write_pipeline(path: Path, *, overwrite: bool = False) -> list[Path]:
+    """Write a commented pipeline file and, beside it, the JSON schema with which editors complete it.
+
+    Raises:
+        ConfigError: the file is there already.
+    """
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path}: must not exist yet, got a file. Give another name, or --force to overwrite it.")
+    schema = path.parent / SCHEMA
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = [
+        f"# yaml-language-server: $schema={SCHEMA}",
+        f"# An Everfresh pipeline. Check it with `everfresh check {path.name}`, run one tick with `everfresh run {path.name}`.",
+        "# Relative paths start at this file's folder. Credentials never stand here: boto3 finds them (AWS_* variables,",
+        "# profile, role). ${NAME} and ${NAME:-default} are taken from the environment.",
+        "",
+    ]
+    path.write_text("\n".join([*head, *_section(EXAMPLE)]) + "\n", encoding="utf-8")
+    schema.write_text(json_schema(), encoding="utf-8")
+    return [path, schema]
+
+
+def _section(model: BaseModel, indent: int = 0) -> Iterator[str]:
+    space = "  " * indent
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if indent == 0:
+            yield ""
+        for line in textwrap.wrap(" ".join((field.description or "").split()), 110 - len(space)):
+            yield f"{space}# {line}"
+        if isinstance(value, BaseModel):
+            yield f"{space}{name}:"
+            yield from _section(value, indent + 1)
+        elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+            yield f"{space}{name}:"
+            for item in value:
+                lines = list(_section(item, indent + 2))
+                first = next(i for i, line in enumerate(lines) if not line.lstrip().startswith("#"))
+                yield from lines[:first]
+                yield f"{space}  - {lines[first].lstrip()}"
+                yield from lines[first + 1 :]
+        else:
+            yield f"{space}{name}: {_inline(value)}"
+
+
+def _inline(value: Any) -> str:
+    plain = to_jsonable_python(value)
+    if isinstance(plain, list):
+        return json.dumps(plain)
+    return yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()

@@ -1,0 +1,163 @@
+"""Decide: what to do about a window, in words, from records alone.
+
+Pure functions of (history, drift, policy): no torch, no store, no clock. A policy can so be replayed over recorded
+measurements at no cost, and a rerun after a crash decides the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+
+from everfresh.tasks.config import OnAge, OnDrift, OnNewSamples, OnPerformance, PolicyConfig, Rung, Trigger, Trust
+from everfresh.tasks.records import (
+    AliasMove,
+    Banked,
+    Candidate,
+    Decision,
+    DriftReport,
+    Evaluation,
+    JournalEntry,
+    Tick,
+    Window,
+)
+
+SUSPECT_SHARE = 0.6
+"""Labels with which nothing agrees to this share of the usual accuracy are suspect."""
+MOST_BANKED = 64
+"""Windows in the bank; the oldest of the most frequent regime leaves first."""
+
+
+def decide(
+    policy: PolicyConfig,
+    tick: Tick,
+    window: Window,
+    drift: DriftReport | None,
+    last: JournalEntry | None,
+    champion: AliasMove | None,
+    champion_since: datetime | None,
+) -> Decision:
+    """What to do about a window.
+
+    Args:
+        policy: triggers, cooldown and ladder.
+        tick: what it set out from; its `request` is not empty when a person forces.
+        window: what came in.
+        drift: what was measured; None without a champion.
+        last: the tick before.
+        champion: the move that made the champion; None without one.
+        champion_since: when the champion's release was made.
+
+    Returns:
+        The action and its reasons, also those for doing nothing.
+    """
+    trainable = window.splits.get("train", 0)
+    if champion is None or drift is None:
+        if trainable < 2 or len(window.classes) < 2:
+            return _nothing(
+                f"there is no champion yet, and {trainable} labelled training samples of {len(window.classes)} classes "
+                "cannot train one"
+            )
+        return Decision(action="bootstrap", reasons=("there is no champion yet",), ladder=(policy.bootstrap,))
+    target = max(0.0, drift.reference_accuracy - policy.adequate_drop)
+    ladder = (tick.rung,) if tick.rung else policy.ladder
+    if tick.request:
+        reason = f"forced by a person: {tick.reason or 'no reason given'}"
+        if trainable:
+            return Decision(action="retrain", reasons=(reason,), triggers=("force",), ladder=ladder, target=target)
+        return _nothing(f"{reason}; but the window has no labelled sample to train on")
+    verdicts = [_judge(trigger, tick, window, drift, last, champion_since) for trigger in policy.triggers]
+    reasons = tuple(words for _, words in verdicts) or ("no trigger is configured: this pipeline only watches",)
+    fired = tuple(t.kind for t, (yes, _) in zip(policy.triggers, verdicts, strict=True) if yes)
+    if not fired:
+        return _nothing(*reasons)
+    if champion.pinned:
+        return _nothing(*reasons, f"but v{champion.version} is pinned ({champion.reason}); `everfresh unpin` lets it move")
+    if not trainable:
+        return _nothing(*reasons, "but the window has no labelled sample to train on")
+    since = last.windows_since_training if last else policy.cooldown_windows
+    if since < policy.cooldown_windows:
+        return _nothing(
+            *reasons, f"but the last training was {since} windows ago, within the cooldown of {policy.cooldown_windows}"
+        )
+    return Decision(action="retrain", reasons=reasons, triggers=fired, ladder=ladder, target=target)
+
+
+def _nothing(*reasons: str) -> Decision:
+    return Decision(action="nothing", reasons=reasons)
+
+
+def _judge(
+    trigger: Trigger,
+    tick: Tick,
+    window: Window,
+    drift: DriftReport,
+    last: JournalEntry | None,
+    since: datetime | None,
+) -> tuple[bool, str]:
+    match trigger:
+        case OnDrift(min_severity=floor):
+            if not drift.alarm:
+                return False, f"no drift alarm (p = {drift.p_value:.3g})"
+            harm = f"drift alarm (p = {drift.p_value:.3g}), estimated loss of accuracy {drift.severity:+.1%}"
+            return drift.severity >= floor, f"{harm}, {'at least' if drift.severity >= floor else 'below'} {floor:.1%}"
+        case OnPerformance(max_drop=most):
+            if drift.labels is None:
+                return False, "performance cannot be measured: too few labels"
+            measured = drift.labels.champion
+            drop = drift.reference_accuracy - measured.value
+            words = f"measured accuracy {measured.value:.1%} against {drift.reference_accuracy:.1%}"
+            if drop < most:
+                return False, f"{words}: no drop of {most:.1%}"
+            if measured.high >= drift.reference_accuracy:
+                return False, f"{words}: a drop, but within chance (up to {measured.high:.1%} at {drift.labels.samples} labels)"
+            return True, f"{words}: dropped by {drop:.1%}"
+        case OnNewSamples(count=count):
+            fresh = window.labelled + (last.samples_since_training if last else 0)
+            return fresh >= count, f"{fresh} labelled samples since the last training, of {count}"
+        case OnAge(days=days):
+            age = (tick.now - since).total_seconds() / 86_400 if since else 0.0
+            return age >= days, f"the champion is {age:.1f} days old, of {days:g}"
+
+
+def next_rung(decision: Decision, tried: Sequence[Candidate]) -> Rung | None:
+    """The next rung to try, or None: the last one was enough on *tune*, or there is none left."""
+    if tried and (decision.action == "bootstrap" or tried[-1].tune_accuracy >= decision.target):
+        return None
+    left = decision.ladder[len(tried) :]
+    return left[0] if left else None
+
+
+def best(tried: Sequence[Candidate]) -> Candidate | None:
+    """The candidate with the best tune accuracy over the new and the earlier windows; the cheaper one of equals."""
+    if not tried:
+        return None
+    return max(tried, key=lambda c: c.tune_accuracy + (c.tune_accuracy if c.kept_accuracy is None else c.kept_accuracy))
+
+
+def judge_labels(drift: DriftReport | None, evaluation: Evaluation | None) -> Trust:
+    """Whether the window's labels may be trained on and compared with later.
+
+    They are suspect if nothing agrees with them: neither the champion, nor the window's own neighbours in the
+    embedding, nor a challenger that was trained on them, each far below the champion's usual accuracy. A new regime is
+    not suspect: there the challenger, or the neighbours, agree.
+    """
+    if drift is None or drift.labels is None:
+        return "trusted"
+    witnesses = [drift.labels.champion.high, drift.labels.neighbours]
+    if evaluation is not None:
+        witnesses.append(evaluation.window.challenger.accuracy)
+    return "suspect" if max(witnesses) < SUSPECT_SHARE * drift.reference_accuracy else "trusted"
+
+
+def bank_after(tick: Tick, window: Window, drift: DriftReport | None, trust: Trust) -> tuple[Banked, ...]:
+    """The bank with this window in it, if it is labelled and trusted. An alarm makes a regime of its own."""
+    if trust != "trusted" or not window.splits.get("holdout") or any(b.view == window.view for b in tick.bank):
+        return tick.bank
+    regime = drift.nearest if drift and not drift.alarm and drift.nearest != "mixture" else f"window {tick.seq}"
+    bank = [*tick.bank, Banked(view=window.view, seq=tick.seq, regime=regime)]
+    if len(bank) > MOST_BANKED:
+        crowded = Counter(b.regime for b in bank).most_common(1)[0][0]
+        bank.remove(next(b for b in bank if b.regime == crowded))
+    return tuple(bank)

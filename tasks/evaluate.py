@@ -1,0 +1,224 @@
+"""Evaluate: the challenger against the champion on the same held-out samples, and what the gates say of it.
+
+Two sets: this window's hold-out, and the bank of earlier ones, pooled and bounded. Neither model ever learnt from
+them. Every verdict is recorded with its numbers, passed or not. Gates compare in fp32, the precision that is served.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+from torch import Tensor
+
+from everfresh.tasks.charts import confusion_picture
+from everfresh.tasks.config import BetterGate, FloorGate, Gate, NoWorseGate, PipelineConfig
+from everfresh.tasks.embeddings import Embedder
+from everfresh.tasks.errors import ObjectMissing
+from everfresh.tasks.ledger import attempt_folder, champion_moves, find, settle
+from everfresh.tasks.metrics import paired_gain, score
+from everfresh.tasks.records import (
+    AliasMove,
+    Candidate,
+    Comparison,
+    Evaluation,
+    Part,
+    Release,
+    Tick,
+    Verdict,
+    digest_of,
+)
+from everfresh.tasks.store import Store
+from everfresh.tasks.views import View, seeded_choice
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What two models said of the same samples."""
+
+    labels: NDArray[np.int64]
+    """(N,) class numbers."""
+    challenger: Tensor
+    """(N, C) scores."""
+    champion: Tensor | None
+
+
+def evaluate(store: Store, config: PipelineConfig, tick: Tick, candidate: Candidate, *, against: int) -> Evaluation:
+    """Prove a challenger, or not.
+
+    Args:
+        store: of the pipeline.
+        config: of the pipeline.
+        tick: names the window and the bank.
+        candidate: the challenger.
+        against: sequence of the alias move that made the champion to beat; 0 if there is none.
+
+    Raises:
+        ObjectMissing: a record or file that this builds on is gone.
+    """
+    move = champion_moves(store).entry(against)
+    champion = find(store, f"releases/{move.release}/release.json", Release) if move else None
+    if move and champion is None:
+        raise ObjectMissing(
+            f"{store.url(f'releases/{move.release}/release.json')} must exist: v{move.version} is champion. Restore it."
+        )
+    bank = tuple(b.view for b in tick.bank if b.view != tick.view)
+    key = digest_of(
+        "evaluation", 1, candidate.key, champion.id if champion else None, against, config.gates, tick.view, bank,
+        config.window.bank_max_samples,
+    )  # fmt: skip
+    if (known := find(store, f"evaluations/{key}/record.json", Evaluation)) is not None:
+        return known
+    classes = candidate.spec.classes
+    ours = Embedder.open(store, candidate.spec, candidate.weights)
+    theirs = Embedder.open(store, champion.spec, champion.files["model.safetensors"]) if champion else None
+    comparable = [c for c in classes if champion is None or c in champion.spec.classes]
+    window = _judge(ours, theirs, [View(store, tick.view)], comparable, 10**9)
+    earlier = _judge(ours, theirs, [View(store, v) for v in bank], comparable, config.window.bank_max_samples)
+    here, there = compare(window, classes, key), compare(earlier, classes, key) if len(earlier.labels) else None
+    verdicts = [judge(gate, window, here, earlier, there) for gate in config.gates]
+    if move:
+        verdicts += _alias_verdicts(move, candidate)
+    evaluation = Evaluation(
+        key=key,
+        candidate=candidate.key,
+        champion=champion.id if champion else None,
+        champion_move=against,
+        window=here,
+        bank=there,
+        bank_views=bank,
+        verdicts=tuple(verdicts),
+        passed=all(v.passed for v in verdicts),
+        files=_pictures(store, f"evaluations/{key}", here, classes),
+    )
+    return settle(store, f"evaluations/{key}/record.json", evaluation)
+
+
+def compare(judged: Judged, classes: Sequence[str], seed: str) -> Comparison:
+    """Scores of both models, and the paired difference of accuracy with its 95 % bootstrap interval."""
+    challenger = score(judged.challenger, judged.labels, classes)
+    if judged.champion is None:
+        return Comparison(challenger=challenger, champion=None, gain=None)
+    return Comparison(
+        challenger=challenger,
+        champion=score(judged.champion, judged.labels, classes),
+        gain=paired_gain(_right(judged.challenger, judged.labels), _right(judged.champion, judged.labels), 0.95, seed),
+    )
+
+
+def judge(gate: Gate, window: Judged, here: Comparison, earlier: Judged, there: Comparison | None) -> Verdict:
+    """One gate's verdict, with its numbers."""
+    match gate:
+        case FloorGate():
+            return _floor(gate, here if gate.on == "window" else there)
+        case BetterGate():
+            return _better(gate, window, here)
+        case NoWorseGate():
+            return _no_worse(gate, earlier, there)
+
+
+def _floor(gate: FloorGate, on: Comparison | None) -> Verdict:
+    if on is None:
+        return Verdict(gate="floor", passed=True, numbers={}, words="floor: there is no earlier hold-out yet")
+    value = float(getattr(on.challenger, gate.metric))
+    passed = on.challenger.samples > 0 and value >= gate.minimum
+    sign = "≥" if value >= gate.minimum else "<"
+    return Verdict(
+        gate="floor",
+        passed=passed,
+        numbers={"value": value, "minimum": gate.minimum, "samples": float(on.challenger.samples)},
+        words=f"floor: {gate.metric} {value:.1%} {sign} {gate.minimum:.1%} on {on.challenger.samples} {gate.on} samples",
+    )
+
+
+def _better(gate: BetterGate, window: Judged, here: Comparison) -> Verdict:
+    if here.gain is None or window.champion is None:
+        return Verdict(gate="better", passed=True, numbers={}, words="better: there is no champion to beat")
+    challenger, champion = _right(window.challenger, window.labels), _right(window.champion, window.labels)
+    won, lost = int((challenger > champion).sum()), int((challenger < champion).sum())
+    p_value = float(binomtest(won, won + lost, 0.5, "greater").pvalue) if won + lost else 1.0
+    passed = here.gain.value > gate.min_gain and p_value <= 1 - gate.confidence
+    return Verdict(
+        gate="better",
+        passed=passed,
+        numbers={"gain": here.gain.value, "low": here.gain.low, "high": here.gain.high, "p_value": p_value}
+        | {"won": float(won), "lost": float(lost), "samples": float(here.challenger.samples)},
+        words=(
+            f"better: {here.gain.value:+.1%} on this window's hold-out ({won} won, {lost} lost of {here.challenger.samples}; "
+            f"p = {p_value:.2g}, needs more than {gate.min_gain:+.1%} at p ≤ {1 - gate.confidence:.2g})"
+        ),
+    )
+
+
+def _no_worse(gate: NoWorseGate, earlier: Judged, there: Comparison | None) -> Verdict:
+    if there is None or earlier.champion is None:
+        return Verdict(gate="no_worse", passed=True, numbers={}, words="no_worse: there is nothing earlier to compare on")
+    right, before = _right(earlier.challenger, earlier.labels), _right(earlier.champion, earlier.labels)
+    gain = paired_gain(right, before, gate.confidence, "no_worse")
+    passed = gain.value >= -gate.margin and gain.high >= 0
+    return Verdict(
+        gate="no_worse",
+        passed=passed,
+        numbers={"gain": gain.value, "low": gain.low, "high": gain.high, "margin": gate.margin, "samples": float(len(right))},
+        words=(
+            f"no_worse: {gain.value:+.1%} [{gain.low:+.1%}, {gain.high:+.1%}] on {len(right)} earlier hold-out samples, "
+            f"may lose {gate.margin:.1%}"
+        ),
+    )
+
+
+def _alias_verdicts(move: AliasMove, candidate: Candidate) -> list[Verdict]:
+    """A pinned champion stays, a release that was rolled back does not return by itself."""
+    verdicts = []
+    if move.pinned:
+        words = f"pinned: v{move.version} is pinned ({move.reason}); `everfresh unpin` lets it move"
+        verdicts.append(Verdict(gate="pinned", passed=False, numbers={}, words=words))
+    if candidate.key in move.barred:
+        words = "barred: this very release was rolled back; force a retraining to make another"
+        verdicts.append(Verdict(gate="barred", passed=False, numbers={}, words=words))
+    return verdicts
+
+
+def _right(scores: Tensor, labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    return (scores.argmax(dim=1).numpy() == labels).astype(np.float64)
+
+
+def _judge(ours: Embedder, theirs: Embedder | None, views: Sequence[View], comparable: Sequence[str], most: int) -> Judged:
+    """Both models on the hold-outs of some views, at most `most` samples in all, drawn by a seed."""
+    classes = ours.spec.classes
+    picks = [(view, row) for view in views for row in view.rows("holdout", comparable)]
+    chosen = seeded_choice(len(picks), most, "bank", [v.window.view for v in views])
+    rows: dict[str, list[int]] = {}
+    for index in chosen:
+        view, row = picks[int(index)]
+        rows.setdefault(view.window.view, []).append(int(row))
+    labels, challenger, champion = [], [torch.zeros(0, len(classes))], [torch.zeros(0, len(classes))]
+    for view in views:
+        wanted = np.array(rows.get(view.window.view, []), dtype=np.int64)
+        labels += [classes.index(view.samples[int(r)].label or "") for r in wanted]
+        challenger.append(ours.scores(view, wanted)[1])
+        if theirs is not None:
+            champion.append(_in_order(theirs.scores(view, wanted)[1], theirs.spec.classes, classes))
+    return Judged(np.array(labels, dtype=np.int64), torch.cat(challenger), torch.cat(champion) if theirs is not None else None)
+
+
+def _in_order(scores: Tensor, have: Sequence[str], want: Sequence[str]) -> Tensor:
+    """Scores (N, C) of a model with other classes, in the order wanted; classes it does not know score lowest."""
+    if tuple(have) == tuple(want):
+        return scores
+    floor = scores.min(dim=1, keepdim=True).values - 20.0
+    columns = [scores[:, [have.index(name)]] if name in have else floor for name in want]
+    return torch.cat(columns, dim=1)
+
+
+def _pictures(store: Store, folder: str, here: Comparison, classes: Sequence[str]) -> dict[str, Part]:
+    with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary:
+        path = Path(temporary) / "confusion.png"
+        confusion_picture(here.champion.confusion if here.champion else None, here.challenger.confusion, classes, path)
+        return {"confusion.png": store.keep_file(f"{attempt_folder(folder)}/confusion.png", path)}

@@ -1,0 +1,155 @@
+"""Ticks: where one starts, and what it leaves in the journal.
+
+A tick writes down what it sets out from before it does anything, and its journal entry when all is done. Between
+the two every result stands under a key that digests its inputs; so a tick that died is taken up by the next run
+from the same start, does the missing work only, and ends the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from everfresh.tasks.config import Rung, Trust
+from everfresh.tasks.errors import DataError
+from everfresh.tasks.ledger import Log, champion_moves, find, settle, stream
+from everfresh.tasks.records import (
+    AliasMove,
+    Banked,
+    Candidate,
+    Cost,
+    Decision,
+    DriftReport,
+    Evaluation,
+    JournalEntry,
+    Release,
+    StreamEntry,
+    Tick,
+    TriedRung,
+    Window,
+)
+from everfresh.tasks.store import Store
+
+
+def scheduled(store: Store) -> Log[JournalEntry]:
+    """The journal of scheduled ticks: one entry a window, in order."""
+    return Log(store, "journal", JournalEntry, suffix="-tick")
+
+
+def forced(store: Store, seq: int) -> list[JournalEntry]:
+    """Entries of the ticks that people forced on one window."""
+    prefix = f"journal/{seq:08d}-"
+    keys = [i.key for i in store.list("journal") if i.key.startswith(prefix) and not i.key.endswith("-tick.json")]
+    return sorted((JournalEntry.from_bytes(store.get(key)) for key in keys), key=lambda e: e.started_at)
+
+
+def pending(store: Store) -> StreamEntry | None:
+    """The oldest window that has no journal entry yet."""
+    return stream(store).entry(scheduled(store).last_seq() + 1)
+
+
+def window_of(store: Store, view: str) -> Window:
+    """The record of a view.
+
+    Raises:
+        DataError: it is not in the store.
+    """
+    if (window := find(store, f"windows/{view}/window.json", Window)) is None:
+        raise DataError(
+            f"window {view} must be in the store, got none at {store.url(f'windows/{view}/window.json')}. Restore it."
+        )
+    return window
+
+
+def outlook(
+    store: Store, entry: StreamEntry, *, request: str = "", reason: str = "", rung: Rung | None = None, replay: str = ""
+) -> Tick:
+    """What a tick over a window would set out from now."""
+    move = champion_moves(store).last()
+    release = find(store, f"releases/{move.release}/release.json", Release) if move else None
+    last = previous(store, entry.seq, request)
+    return Tick(
+        seq=entry.seq,
+        request=request,
+        reason=reason,
+        rung=rung,
+        replay=replay,
+        view=entry.view,
+        champion=move.release if move else None,
+        champion_move=move.seq if move else 0,
+        reference=release.reference if release else None,
+        bank=last.bank if last else release.bank if release else (),
+        now=store.now(),
+    )
+
+
+def begin(store: Store, tick: Tick) -> Tick:
+    """Write down what a tick sets out from; a rerun gets what the first run wrote."""
+    return settle(store, f"ticks/{tick.seq:08d}-{tick.request or 'tick'}.json", tick)
+
+
+def previous(store: Store, seq: int, request: str = "") -> JournalEntry | None:
+    """The scheduled journal entry that a tick builds on: of the window before, or of its own window if it is forced."""
+    return scheduled(store).entry(seq if request else seq - 1)
+
+
+def end(
+    store: Store,
+    tick: Tick,
+    drift: DriftReport | None,
+    decision: Decision,
+    tried: Sequence[Candidate],
+    evaluation: Evaluation | None,
+    published: AliasMove | None,
+    trust: Trust,
+    bank: tuple[Banked, ...],
+) -> JournalEntry:
+    """Write the journal entry that ends a tick."""
+    window = window_of(store, tick.view)
+    last = previous(store, tick.seq, tick.request)
+    head = champion_moves(store).last()
+    entry = JournalEntry(
+        seq=tick.seq,
+        request=tick.request,
+        view=tick.view,
+        samples=window.samples,
+        quarantined=window.quarantined,
+        labelled=window.labelled,
+        drift=drift.key if drift else None,
+        alarm=drift.alarm if drift else False,
+        score=drift.score if drift else None,
+        severity=drift.severity if drift else None,
+        estimated_accuracy=drift.estimated_accuracy.value if drift else None,
+        measured_accuracy=drift.labels.champion.value if drift and drift.labels else None,
+        decision=decision,
+        tried=tuple(
+            TriedRung(rung=c.rung, candidate=c.key, weights_sha256=c.weights.sha256, tune_accuracy=c.tune_accuracy, cost=c.cost)
+            for c in tried
+        ),
+        not_tried=decision.ladder[len(tried) :],
+        evaluation=evaluation.key if evaluation else None,
+        failed_gates=evaluation.failed_gates if evaluation else (),
+        gain=evaluation.window.gain if evaluation else None,
+        challenger_accuracy=evaluation.window.challenger.accuracy if evaluation else None,
+        release=published.release if published else None,
+        version=published.version if published else None,
+        champion=head.release if head else None,
+        champion_version=head.version if head else None,
+        trust=trust,
+        bank=bank,
+        samples_since_training=0 if tried else window.labelled + (last.samples_since_training if last else 0),
+        windows_since_training=0 if tried else 1 + (last.windows_since_training if last else 0),
+        cost=sum((c.cost for c in tried), Cost()),
+        started_at=tick.now,
+        finished_at=store.now(),
+    )
+    if tick.request:
+        return settle(store, f"journal/{tick.seq:08d}-{tick.request}.json", entry)
+    journal = scheduled(store)
+    journal.append(tick.seq, entry)
+    return journal.entry(tick.seq) or entry
+
+
+def idle(store: Store) -> None:
+    """Note that a tick found nothing to do."""
+    store.put("state.json", json.dumps({"idle_at": store.now().isoformat()}).encode())

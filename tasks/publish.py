@@ -1,0 +1,377 @@
+"""Publish: a proven challenger becomes a release, and the release becomes champion. Or it never happened.
+
+A release is a folder of files whose record, ``release.json``, is created last; readers look for the record. The
+champion is the last move in the alias log, and a move is created at the number after the one that the challenger
+was proven against: whoever moved meanwhile makes it fail, and the challenger is evaluated again.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import Environment, PackageLoader
+
+from everfresh.tasks import models
+from everfresh.tasks.config import PipelineConfig
+from everfresh.tasks.embeddings import Embedder
+from everfresh.tasks.errors import ChampionMoved, DataError, ReleaseError
+from everfresh.tasks.ledger import champion_moves, find, settle
+from everfresh.tasks.metrics import score
+from everfresh.tasks.records import (
+    AliasMove,
+    Banked,
+    Candidate,
+    Component,
+    Evaluation,
+    ModelSpec,
+    Part,
+    Reference,
+    Release,
+    Scores,
+    Tick,
+    Verdict,
+    Window,
+    digest_of,
+)
+from everfresh.tasks.store import Store, file_digest
+from everfresh.tasks.views import View
+
+RACES = 100
+"""A person's move is tried so often against others before giving up."""
+
+
+def publish(
+    store: Store,
+    config: PipelineConfig,
+    tick: Tick,
+    candidate: Candidate,
+    evaluation: Evaluation,
+    bank: tuple[Banked, ...],
+) -> AliasMove:
+    """Make a proven challenger the champion.
+
+    Args:
+        store: of the pipeline.
+        config: of the pipeline.
+        tick: in which it was made.
+        candidate: the challenger.
+        evaluation: its proof, against the champion that it replaces.
+        bank: windows whose hold-outs it never learnt from, its own included: they become its reference.
+
+    Returns:
+        The move that made it champion; the earlier one if a run before a crash had made it already.
+
+    Raises:
+        ReleaseError: the evaluation did not pass.
+        ChampionMoved: the champion is no longer the one of the evaluation.
+    """
+    if not evaluation.passed or evaluation.candidate != candidate.key:
+        raise ReleaseError(
+            f"publish: the evaluation must be of this candidate and passed, got failed gates {list(evaluation.failed_gates)}."
+        )
+    moves = champion_moves(store)
+    seq = evaluation.champion_move + 1
+    while (later := moves.entry(seq)) is not None:
+        if later.release == candidate.key and later.kind == "publish":
+            return later
+        seq += 1
+    if seq != evaluation.champion_move + 1:
+        raise _moved(evaluation)
+    release = _write_release(store, config, tick, candidate, evaluation, bank)
+    head = moves.entry(evaluation.champion_move)
+    move = AliasMove(
+        seq=seq,
+        id=uuid.uuid4().hex,
+        kind="publish",
+        release=release.id,
+        version=seq,
+        barred=head.barred if head else (),
+        by=_user(),
+        reason=f"window {tick.seq}, {candidate.rung}" + (f": {tick.reason}" if tick.reason else ""),
+        at=store.now(),
+    )
+    if not moves.append(seq, move):
+        raise _moved(evaluation)
+    return move
+
+
+def adopt(store: Store, config: PipelineConfig, weights: str, window: Window) -> AliasMove:
+    """Make a model that already runs version 1, exactly as it is, with its baseline on samples it never learnt from.
+
+    Args:
+        store: of the pipeline.
+        config: of the pipeline; names the architecture and the classes, in the order of the model's outputs.
+        weights: a state dict, as a path or a store key.
+        window: the view of its validation samples.
+
+    Raises:
+        ModelError: the weights do not fit.
+        DataError: the samples have no labels among the classes.
+        ReleaseError: there is a champion already.
+    """
+    moves = champion_moves(store)
+    if (head := moves.last()) is not None:
+        raise ReleaseError(
+            f"adopt: the pipeline {config.name} must have no champion yet, got v{head.version}. "
+            "Use another name or store, or roll back to the version you want."
+        )
+    module, spec = models.adopt(config.model, weights)
+    with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary:
+        path = Path(temporary) / "model.safetensors"
+        models.save(module, path)
+        key = digest_of("adopted", models.encoder_digest(module, spec, "fp32"), file_digest(path), window.view, spec)
+        part = store.keep_file(f"releases/{key}/model.safetensors", path)
+    view = View(store, window.view)
+    rows = view.rows("holdout", spec.classes)
+    if not len(rows):
+        raise DataError(
+            f"adopt: the reference must hold pictures labelled with model.classes, got {window.samples} pictures with the "
+            f"labels {sorted(window.classes | window.pending)[:10]}. Use one folder a class."
+        )
+    _, scores = Embedder.open(store, spec, part, "fp32").scores(view, rows)
+    labels = models.class_index([view.samples[int(r)].label for r in rows], spec.classes).numpy()
+    bank = (Banked(view=window.view, seq=0, regime="adopted"),)
+    release = _settle_release(
+        store,
+        config,
+        key=key,
+        spec=spec,
+        weights=part,
+        scores={("this model", "validation samples"): score(scores, labels, spec.classes)},
+        verdicts=(),
+        view=view,
+        predicted=scores.argmax(dim=1).numpy(),
+        bank=bank,
+        lineage={"adopted": True, "reference_view": window.view},
+        origin="It was trained elsewhere and adopted as it is.",
+        fields={"evaluation": "", "parent": None, "rung": "adopted", "seq": 0},
+    )
+    move = AliasMove(
+        seq=1, id=uuid.uuid4().hex, kind="adopt", release=release.id, version=1, by=_user(), reason="adopted", at=store.now()
+    )
+    if not moves.append(1, move):
+        raise ReleaseError("adopt: another run made a champion meanwhile. Look at `everfresh status`.")
+    return move
+
+
+def rollback(store: Store, to: int | None = None, *, reason: str = "", by: str | None = None) -> AliasMove:
+    """Move the champion back, bar the release it leaves, and pin the alias until ``unpin``.
+
+    Args:
+        store: of the pipeline.
+        to: version to go back to; the last champion before this one if None.
+        reason: for the history.
+        by: who; the user's name if None.
+
+    Raises:
+        ReleaseError: there is no such version, or nothing to go back to.
+    """
+
+    def target(head: AliasMove, history: Sequence[AliasMove]) -> dict[str, Any]:
+        versions = {m.version: m.release for m in history}
+        if to is None:
+            earlier = [m for m in history if m.release != head.release and m.release not in head.barred]
+            if not earlier:
+                raise ReleaseError(f"rollback: there must be a champion before v{head.version}, got none. Nothing was changed.")
+            goal = earlier[-1]
+        elif to not in versions:
+            raise ReleaseError(f"rollback: version must be one of {_known(versions)}, got v{to}. See `everfresh history`.")
+        else:
+            goal = next(m for m in history if m.version == to)
+        if goal.release == head.release:
+            raise ReleaseError(f"rollback: v{goal.version} is champion already. Nothing was changed.")
+        barred = tuple(dict.fromkeys((*(b for b in head.barred if b != goal.release), head.release)))
+        return {"release": goal.release, "version": goal.version, "pinned": True, "barred": barred}
+
+    return _move(store, "rollback", target, reason or "rolled back", by)
+
+
+def pin(store: Store, *, reason: str = "", by: str | None = None) -> AliasMove:
+    """Keep the champion where it is: no challenger can replace it until ``unpin``."""
+    return _move(store, "pin", lambda head, _: {"pinned": True}, reason or "pinned", by)
+
+
+def unpin(store: Store, *, reason: str = "", by: str | None = None) -> AliasMove:
+    """Let challengers replace the champion again. Releases that were rolled back stay barred."""
+    return _move(store, "unpin", lambda head, _: {"pinned": False}, reason or "unpinned", by)
+
+
+def _move(store: Store, kind: Literal["rollback", "pin", "unpin"], change: Any, reason: str, by: str | None) -> AliasMove:
+    """Create the next move from the last one, again if somebody was faster: a person's word must not be lost."""
+    moves = champion_moves(store)
+    for _ in range(RACES):
+        head = moves.last()
+        if head is None:
+            raise ReleaseError(f"{kind}: there must be a champion, got none. Run a first window or `everfresh adopt`.")
+        update = {"seq": head.seq + 1, "id": uuid.uuid4().hex, "kind": kind, "by": by or _user(), "reason": reason}
+        move = head.model_copy(update=update | {"at": store.now()} | change(head, list(moves)))
+        if moves.append(move.seq, move):
+            return move
+    raise ReleaseError(f"{kind}: the champion keeps moving ({RACES} tries). Stop the other runs and try again.")
+
+
+def _known(versions: Mapping[int, str]) -> str:
+    return ", ".join(f"v{v}" for v in sorted(versions))
+
+
+def _moved(evaluation: Evaluation) -> ChampionMoved:
+    return ChampionMoved(
+        f"publish: the champion must still be that of move {evaluation.champion_move}, got a later move. "
+        "The challenger is evaluated against the new champion."
+    )
+
+
+def _write_release(
+    store: Store, config: PipelineConfig, tick: Tick, candidate: Candidate, evaluation: Evaluation, bank: tuple[Banked, ...]
+) -> Release:
+    if (known := find(store, f"releases/{candidate.key}/release.json", Release)) is not None:
+        return known
+    with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary:
+        path = Path(temporary) / "model.safetensors"
+        path.write_bytes(store.read(candidate.weights))
+        weights = store.keep_file(f"releases/{candidate.key}/model.safetensors", path)
+    view = View(store, tick.view)
+    rows = view.rows("holdout", candidate.spec.classes)
+    _, scores = Embedder.open(store, candidate.spec, weights).scores(view, rows)
+    tables = {("this model", "this window's hold-out"): evaluation.window.challenger}
+    if evaluation.window.champion:
+        tables["the champion before", "this window's hold-out"] = evaluation.window.champion
+    if evaluation.bank:
+        tables["this model", "earlier hold-outs"] = evaluation.bank.challenger
+        if evaluation.bank.champion:
+            tables["the champion before", "earlier hold-outs"] = evaluation.bank.champion
+    lineage = candidate.model_dump(
+        mode="json",
+        include={"rung", "view", "replay", "champion", "start", "seed", "code", "versions", "device", "cost", "trained_on"},
+    )
+    return _settle_release(
+        store,
+        config,
+        key=candidate.key,
+        spec=candidate.spec,
+        weights=weights,
+        scores=tables,
+        verdicts=evaluation.verdicts,
+        view=view,
+        predicted=scores.argmax(dim=1).numpy(),
+        bank=bank,
+        lineage=lineage,
+        origin=(
+            f"Window {tick.seq} of the stream, by the rung “{candidate.rung}”, from {candidate.trained_on} samples, "
+            f"{len(candidate.replay)} earlier windows replayed; {candidate.cost.seconds:.1f} s on {candidate.device}."
+        ),
+        fields={"evaluation": evaluation.key, "parent": candidate.champion, "rung": candidate.rung, "seq": tick.seq},
+    )
+
+
+def _settle_release(
+    store: Store,
+    config: PipelineConfig,
+    *,
+    key: str,
+    spec: ModelSpec,
+    weights: Part,
+    scores: Mapping[tuple[str, str], Scores],
+    verdicts: Sequence[Verdict],
+    view: View,
+    predicted: Any,
+    bank: tuple[Banked, ...],
+    lineage: Mapping[str, Any],
+    origin: str,
+    fields: Mapping[str, Any],
+) -> Release:
+    """Write the files of a release, then the record that makes it exist."""
+    reference = _reference(store, key, bank)
+    own = next(iter(scores.values()))
+    parts: dict[str, Part] = {"model.safetensors": weights}
+    draft = Release(
+        id=key,
+        spec=spec,
+        files=parts,
+        holdout_view=view.window.view,
+        bank=bank,
+        reference=reference.id,
+        accuracy=own.accuracy,
+        created_at=store.now(),
+        **fields,
+    )
+    texts = {
+        "config.json": _json(_consumer_config(config, spec)),
+        "metrics.json": _json({f"{who} on {where}": s.model_dump(mode="json") for (who, where), s in scores.items()}),
+        "lineage.json": _json(dict(lineage)),
+        "holdout.jsonl": _holdout(view, spec, predicted),
+        "card.md": _card(config, draft, scores, verdicts, origin),
+    }
+    for name, text in texts.items():
+        parts[name] = store.keep(f"releases/{key}/{name}", text.encode())
+    return settle(store, f"releases/{key}/release.json", draft.model_copy(update={"files": parts}))
+
+
+def _reference(store: Store, release: str, bank: tuple[Banked, ...]) -> Reference:
+    """What drift from this release is measured against: the hold-outs of the bank, a component for each regime."""
+    regimes: dict[str, list[str]] = {}
+    for banked in bank:
+        regimes.setdefault(banked.regime, []).append(banked.view)
+    components = tuple(Component(name=n, views=tuple(v), splits=("holdout",)) for n, v in regimes.items())
+    reference = Reference(id=digest_of("reference", release, components), release=release, components=components)
+    return settle(store, f"references/{reference.id}/record.json", reference)
+
+
+def _consumer_config(config: PipelineConfig, spec: ModelSpec) -> dict[str, Any]:
+    """All that a consumer without Everfresh needs to build the model and feed it."""
+    return {
+        "pipeline": config.name,
+        "architecture": spec.architecture,
+        "classes": spec.classes,
+        "head": {"path": spec.head, "embedding_dim": spec.embedding_dim, "kind": models.head_kind(spec)},
+        "transforms": {"resize": spec.image_size, "center_crop": spec.image_size, "mean": spec.mean, "std": spec.std},
+    }
+
+
+def _holdout(view: View, spec: ModelSpec, predicted: Any) -> str:
+    """One line a hold-out sample: where its bytes are, its label, and what the model said."""
+    lines = []
+    for row, guess in zip(view.rows("holdout", spec.classes), predicted, strict=True):
+        sample = view.samples[int(row)]
+        line = {
+            "shard": view.shard(sample).key,
+            "offset": sample.offset,
+            "size": sample.size,
+            "label": sample.label,
+            "predicted": spec.classes[int(guess)],
+        }
+        lines.append(json.dumps(line) + "\n")
+    return "".join(lines)
+
+
+def _card(
+    config: PipelineConfig, release: Release, scores: Mapping[tuple[str, str], Scores], verdicts: Sequence[Verdict], origin: str
+) -> str:
+    own = next(iter(scores.values()))
+    weakest = sorted(((v["recall"], name, int(v["samples"])) for name, v in own.per_class.items() if v["samples"]))[:3]
+    environment = Environment(loader=PackageLoader("everfresh.tasks"), autoescape=False, keep_trailing_newline=True)  # noqa: S701 - Markdown
+    return environment.get_template("card.md.j2").render(
+        pipeline=config.name,
+        release=release,
+        rows=list(scores.items()),
+        verdicts=verdicts,
+        origin=origin,
+        weakest="; ".join(f"{name}: {recall:.0%} of {n} found" for recall, name, n in weakest) or "no hold-out sample.",
+    )
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, default=str) + "\n"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container whose user has no name
+        return "unknown"

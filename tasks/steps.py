@@ -1,0 +1,183 @@
+"""The stages as Prefect tasks: each wrapped once, with the house's policy for retries.
+
+A step takes the config and records, opens the store, and calls the plain function; heavy modules are imported when
+the step runs, so a tick with nothing to do loads neither torch nor Evidently. Nothing is cached or persisted by
+Prefect: results stand in the store under digests of their inputs, which serves reruns on any machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+
+from everfresh.tasks import decide, ingest, journal
+from everfresh.tasks.config import PipelineConfig, Rung
+from everfresh.tasks.errors import DigestMismatch, ObjectMissing, StoreError
+from everfresh.tasks.ledger import champion_moves, find, stream
+from everfresh.tasks.records import (
+    AliasMove,
+    Candidate,
+    Decision,
+    DriftReport,
+    Evaluation,
+    JournalEntry,
+    Release,
+    StreamEntry,
+    Tick,
+)
+from everfresh.tasks.store import Store, pipeline_store
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
+    """Whether a failure may pass by itself: the store was out of reach, not: the data is wrong."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, StoreError) and not isinstance(error, ObjectMissing | DigestMismatch)
+
+
+def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """The house's task: no result cache, two retries where the store was out of reach."""
+    return task(
+        name=name,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=2,
+        retry_delay_seconds=[1, 10],
+        retry_condition_fn=_worth_retrying,
+    )
+
+
+def open_pipeline(config: PipelineConfig, tick: Tick | None = None) -> Store:
+    """The store of a pipeline, or of the replay that a tick belongs to."""
+    return pipeline_store(config.store, config.name, tick.replay if tick else "")
+
+
+@step("next window")
+def next_window(config: PipelineConfig, *, take_in: bool = True) -> Tick | None:
+    """Where the next tick sets out from: the oldest window without a journal entry, else what is new in the source."""
+    store = open_pipeline(config)
+    entry = journal.pending(store) or (ingest.ingest(store, config) if take_in else None)
+    if entry is None:
+        journal.idle(store)
+        return None
+    return journal.begin(store, journal.outlook(store, entry))
+
+
+@step("new window")
+def watched_window(config: PipelineConfig) -> Tick | None:
+    """What is new in the source as a window to look at, with the champion of now; nothing is begun."""
+    store = open_pipeline(config)
+    entry = ingest.ingest(store, config)
+    return None if entry is None else journal.outlook(store, entry)
+
+
+@step("forced window")
+def forced_window(config: PipelineConfig, request: str, reason: str, rung: Rung | None) -> Tick | None:
+    """Where a tick sets out from that a person forces: the newest window, None if there is none."""
+    store = open_pipeline(config)
+    entry = stream(store).last()
+    if entry is None:
+        return None
+    return journal.begin(store, journal.outlook(store, entry, request=request, reason=reason, rung=rung))
+
+
+@step("replayed window")
+def replayed_window(config: PipelineConfig, replay: str, rung: Rung | None, last: int | None) -> Tick | None:
+    """Where the next tick of a replay sets out from, up to window `last`."""
+    store = pipeline_store(config.store, config.name, replay)
+    entry: StreamEntry | None = journal.pending(store)
+    if entry is None or (last is not None and entry.seq > last):
+        return None
+    return journal.begin(store, journal.outlook(store, entry, rung=rung, replay=replay))
+
+
+@step("detect drift")
+def detect_drift(config: PipelineConfig, tick: Tick) -> DriftReport | None:
+    """Measure drift against the champion's reference; None while there is no champion."""
+    if tick.champion is None:
+        return None
+    from everfresh.tasks import drift
+
+    return drift.detect(open_pipeline(config, tick), config, tick)
+
+
+@step("decide")
+def decide_action(config: PipelineConfig, tick: Tick, drift: DriftReport | None) -> Decision:
+    """Apply the policy to what was measured."""
+    store = open_pipeline(config, tick)
+    champion = champion_moves(store).entry(tick.champion_move)
+    release = find(store, f"releases/{champion.release}/release.json", Release) if champion else None
+    return decide.decide(
+        config.policy,
+        tick,
+        journal.window_of(store, tick.view),
+        drift,
+        journal.previous(store, tick.seq, tick.request),
+        champion,
+        release.created_at if release else None,
+    )
+
+
+@step("fine-tune")
+def fine_tune(config: PipelineConfig, tick: Tick, rung: Rung, start: Candidate | None) -> Candidate:
+    """Train one challenger."""
+    from everfresh.tasks import fine_tune as stage
+
+    return stage.fine_tune(open_pipeline(config, tick), config, tick, rung, start)
+
+
+@step("evaluate")
+def evaluate(config: PipelineConfig, tick: Tick, candidate: Candidate, *, against: int | None = None) -> Evaluation:
+    """Prove the challenger against the champion of the tick, or against that of move `against`."""
+    from everfresh.tasks import evaluate as stage
+
+    store = open_pipeline(config, tick)
+    return stage.evaluate(store, config, tick, candidate, against=tick.champion_move if against is None else against)
+
+
+@step("champion's last move")
+def last_move(config: PipelineConfig, tick: Tick) -> int:
+    """Sequence of the alias's last move."""
+    return champion_moves(open_pipeline(config, tick)).last_seq()
+
+
+@step("publish")
+def publish(
+    config: PipelineConfig, tick: Tick, drift: DriftReport | None, candidate: Candidate, evaluation: Evaluation
+) -> AliasMove:
+    """Make the proven challenger champion."""
+    from everfresh.tasks import publish as stage
+
+    store = open_pipeline(config, tick)
+    bank = decide.bank_after(tick, journal.window_of(store, tick.view), drift, decide.judge_labels(drift, evaluation))
+    return stage.publish(store, config, tick, candidate, evaluation, bank)
+
+
+@step("journal")
+def end_tick(
+    config: PipelineConfig,
+    tick: Tick,
+    drift: DriftReport | None,
+    decision: Decision,
+    tried: Sequence[Candidate],
+    evaluation: Evaluation | None,
+    published: AliasMove | None,
+) -> JournalEntry:
+    """Write the journal entry."""
+    store = open_pipeline(config, tick)
+    trust = decide.judge_labels(drift, evaluation)
+    bank = decide.bank_after(tick, journal.window_of(store, tick.view), drift, trust)
+    return journal.end(store, tick, drift, decision, tried, evaluation, published, trust, bank)
+
+
+@step("rollback")
+def rollback(config: PipelineConfig, to: int | None, reason: str) -> AliasMove:
+    """Move the champion back."""
+    from everfresh.tasks import publish as stage
+
+    return stage.rollback(open_pipeline(config), to, reason=reason)

@@ -1,0 +1,432 @@
+"""The pipeline file: what is accepted, and what each refusal says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from everfresh.tasks.config import PipelineConfig, is_path, json_schema, load_config, parse_config
+from everfresh.tasks.errors import ConfigError
+
+MINIMAL: dict[str, Any] = {
+    "name": "digits",
+    "store": "store",
+    "source": {"kind": "folder"},
+    "model": {"architecture": "squeezenet1_1", "weights": None, "classes": ["cat", "dog"]},
+}
+
+
+def pipeline(**changes: Any) -> dict[str, Any]:
+    """The minimal pipeline with values changed by dotted path, written with `__` for the dot."""
+    raw: dict[str, Any] = json.loads(json.dumps(MINIMAL))
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        node = raw
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return raw
+
+
+def write(folder: Path, raw: Any) -> Path:
+    path = folder / "pipeline.yaml"
+    path.write_text(raw if isinstance(raw, str) else yaml.safe_dump(raw))
+    return path
+
+
+def test_a_minimal_pipeline_loads_and_has_defaults() -> None:
+    config = parse_config(pipeline())
+    assert config.name == "digits"
+    assert config.model.classes == ("cat", "dog")
+    assert config.source.labels.kind == "parent_folder"
+    assert [gate.kind for gate in config.gates] == ["floor", "better", "no_worse"]
+    assert config.policy.ladder == ("head", "full")
+
+
+def test_a_config_is_frozen_hashes_its_values_and_survives_json() -> None:
+    config = parse_config(pipeline())
+    with pytest.raises(ValueError, match="frozen"):
+        config.name = "other"  # type: ignore[misc]
+    assert PipelineConfig.model_validate_json(config.model_dump_json()) == config
+
+
+# --- unknown keys and wrong types ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "wndow", "source__pth", "source__labels", "window__maxsamples", "model__architeture", "drift__alpha",
+        "policy__trigger", "fine_tune__lr", "schedule__cron", "alerts__mail",
+    ],
+)  # fmt: skip
+def test_an_unknown_key_is_refused_by_name(path: str) -> None:
+    value: Any = {"kind": "parent_folder", "colour": 1} if path == "source__labels" else 1
+    wrong = "colour" if path == "source__labels" else path.split("__")[-1]
+    with pytest.raises(ConfigError, match=rf"{wrong}: unknown key"):
+        parse_config(pipeline(**{path: value}))
+
+
+@pytest.mark.parametrize(("section", "entry"), [("policy__triggers", "drift"), ("gates", "floor")])
+def test_an_unknown_key_in_a_trigger_or_gate_is_refused(section: str, entry: str) -> None:
+    with pytest.raises(ConfigError, match=rf"0\.{entry}\.sensitivity: unknown key"):
+        parse_config(pipeline(**{section: [{"kind": entry, "sensitivity": 1}]}))
+
+
+@pytest.mark.parametrize("key", ["name", "store", "source", "model"])
+def test_a_missing_section_is_named(key: str) -> None:
+    raw = pipeline()
+    del raw[key]
+    with pytest.raises(ConfigError, match=rf"{key}: is required"):
+        parse_config(raw)
+
+
+def test_missing_classes_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"model\.classes: is required"):
+        parse_config(pipeline(model={"weights": None}))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("window__max_samples", "many", "'many'"),
+        ("window__max_samples", 1.5, "1.5"),
+        ("window__order", "random", "'random'"),
+        ("source__ordered", "perhaps", "'perhaps'"),
+        ("source__path", 7, "7"),
+        ("model__precision", "fp8", "'fp8'"),
+        ("model__mean", [0.5, 0.5], r"a list|'model\.mean\.2'|required"),
+        ("model__image_size", None, "None"),
+        ("model__classes", "cat", "'cat'"),
+        ("model__classes", ["cat", 3], "3"),
+        ("drift__report", "sometimes", "'sometimes'"),
+        ("policy__bootstrap", "everything", "'everything'"),
+        ("policy__ladder", ["head", "cloud"], "'cloud'"),
+        ("fine_tune__augment", "mixup", "'mixup'"),
+        ("alerts__events", ["drift.gone"], r"'drift\.gone'"),
+        ("window", 5, "5"),
+        ("name", 5, "5"),
+    ],
+)
+def test_a_wrong_type_or_choice_is_refused_with_the_value(path: str, value: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"(?s){path.replace('__', '.*')}.*({said})"):
+        parse_config(pipeline(**{path: value}))
+
+
+@pytest.mark.parametrize("path", ["source__kind", "source__labels__kind"])
+def test_an_unknown_kind_lists_the_known_ones(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"'kafka'.*(folder|parent_folder)"):
+        parse_config(pipeline(**{path: "kafka"}))
+
+
+@pytest.mark.parametrize(("section", "known"), [("policy__triggers", "new_samples"), ("gates", "no_worse")])
+def test_an_unknown_trigger_or_gate_lists_the_known_ones(section: str, known: str) -> None:
+    with pytest.raises(ConfigError, match=rf"'moon'.*{known}"):
+        parse_config(pipeline(**{section: [{"kind": "moon"}]}))
+
+
+def test_all_wrong_fields_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(pipeline(fine_tune__epochs=0, drift__permutations=1, colour="red"))
+    for field in ("fine_tune.epochs", "drift.permutations", "colour"):
+        assert field in str(caught.value)
+
+
+# --- bounds ----------------------------------------------------------------------------------------------
+
+INFINITY, NAN = float("inf"), float("nan")
+BOUNDS: list[tuple[str, Any]] = [
+    ("window.min_samples", 0), ("window.min_samples", 10_000_001),
+    ("window.max_samples", 0), ("window.max_samples", 10_000_001),
+    ("window.holdout_fraction", 0), ("window.holdout_fraction", 1), ("window.holdout_fraction", NAN),
+    ("window.tune_fraction", 0), ("window.tune_fraction", 1), ("window.tune_fraction", -0.1),
+    ("window.bank_max_samples", 0), ("window.bank_max_samples", 1_000_001),
+    ("window.seed", -1), ("window.seed", 2**32),
+    ("model.image_size", 7), ("model.image_size", 4097),
+    ("model.mean", [0.5, 0.5, NAN]), ("model.mean", [0.5, 0.5, INFINITY]),
+    ("model.std", [0.2, 0.2, 0.0]), ("model.std", [0.2, -0.2, 0.2]), ("model.std", [0.2, NAN, 0.2]),
+    ("drift.false_alarm_rate", 0), ("drift.false_alarm_rate", 0.51),
+    ("drift.max_samples", 19), ("drift.max_samples", 1_000_001),
+    ("drift.permutations", 98), ("drift.permutations", 100_001),
+    ("drift.components", -1), ("drift.components", 513),
+    ("policy.cooldown_windows", -1), ("policy.cooldown_windows", 10_001),
+    ("policy.adequate_drop", -0.01), ("policy.adequate_drop", 1.01),
+    ("fine_tune.epochs", 0), ("fine_tune.epochs", 10_001),
+    ("fine_tune.batch_size", 1), ("fine_tune.batch_size", 65_537),
+    ("fine_tune.learning_rate", 0), ("fine_tune.learning_rate", 10.5), ("fine_tune.learning_rate", NAN),
+    ("fine_tune.weight_decay", -0.1), ("fine_tune.weight_decay", 1.1),
+    ("fine_tune.label_smoothing", -0.1), ("fine_tune.label_smoothing", 1),
+    ("fine_tune.replay_max_samples", -1), ("fine_tune.replay_max_samples", 10_000_001),
+    ("fine_tune.checkpoint_every", 0), ("fine_tune.checkpoint_every", 10_001),
+    ("fine_tune.seed", -1), ("fine_tune.seed", 2**32),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "value"), BOUNDS, ids=[f"{f}={v}" for f, v in BOUNDS])
+def test_a_number_out_of_bounds_is_refused_with_field_and_value(field: str, value: Any) -> None:
+    section, name = field.split(".")
+    with pytest.raises(ConfigError) as caught:
+        parse_config(pipeline(**{f"{section}__{name}": value}))
+    assert field in str(caught.value)
+    for number in value if isinstance(value, list) else [value]:
+        assert str(number) in str(caught.value) or isinstance(value, list)
+
+
+NESTED: list[tuple[str, str, str, Any]] = [
+    ("policy__triggers", "drift", "min_severity", -0.1), ("policy__triggers", "drift", "min_severity", 1.1),
+    ("policy__triggers", "new_samples", "count", 0),
+    ("policy__triggers", "age", "days", 0), ("policy__triggers", "age", "days", INFINITY),
+    ("policy__triggers", "performance", "max_drop", 0), ("policy__triggers", "performance", "max_drop", 1.1),
+    ("gates", "floor", "minimum", -0.1), ("gates", "floor", "minimum", 1.1),
+    ("gates", "better", "min_gain", -0.1), ("gates", "better", "min_gain", 1.1),
+    ("gates", "better", "confidence", 0.4), ("gates", "better", "confidence", 1),
+    ("gates", "no_worse", "margin", -0.1), ("gates", "no_worse", "margin", 1.1),
+    ("gates", "no_worse", "confidence", 0.4), ("gates", "no_worse", "confidence", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("section", "kind", "name", "value"), NESTED)
+def test_a_bound_of_a_trigger_or_gate_is_held(section: str, kind: str, name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"0\.{kind}\.{name}: .*got {value}"):
+        parse_config(pipeline(**{section: [{"kind": kind, name: value}]}))
+
+
+EDGES: list[tuple[str, Any]] = [
+    ("window__holdout_fraction", 0.8), ("model__image_size", 8), ("model__image_size", 4096), ("drift__components", 0),
+    ("drift__false_alarm_rate", 0.5), ("fine_tune__batch_size", 2), ("fine_tune__label_smoothing", 0),
+    ("fine_tune__replay_max_samples", 0), ("fine_tune__learning_rate", 10), ("policy__adequate_drop", 1),
+    ("policy__triggers", []), ("gates", [{"kind": "floor", "minimum": 0}]), ("fine_tune__epochs", "8"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "value"), EDGES)
+def test_a_number_on_its_bound_is_accepted(path: str, value: Any) -> None:
+    parse_config(pipeline(**{path: value}))
+
+
+def _bounded(node: dict[str, Any], definitions: dict[str, Any]) -> set[tuple[str, str]]:
+    """(section, field) of all fields with a bound in the JSON schema."""
+    words = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+    return {
+        (title, name)
+        for title, section in definitions.items()
+        for name, field in section.get("properties", {}).items()
+        if words & set(field)
+    }
+
+
+def test_every_bounded_field_has_a_test_with_a_rejected_value() -> None:
+    schema = json.loads(json_schema())
+    bounded = {name for _, name in _bounded(schema, schema["$defs"])}
+    tested = {field.split(".")[1] for field, _ in BOUNDS} | {name for _, _, name, _ in NESTED}
+    assert bounded - tested == set()
+
+
+# --- rules across fields ---------------------------------------------------------------------------------
+
+RULES: list[tuple[dict[str, Any], str]] = [
+    ({"window__holdout_fraction": 0.6, "window__tune_fraction": 0.4}, r"holdout_fraction \+ tune_fraction.*at most 0\.9, got 1\b"),
+    ({"window__min_samples": 10, "window__max_samples": 9}, r"min_samples must not exceed max_samples, got 10 > 9"),
+    ({"drift__false_alarm_rate": 0.001, "drift__permutations": 99}, r"permutations must be at least .* = 999, got 99"),
+    ({"source__labels": {"kind": "none"}}, r"policy\.triggers must be empty while source\.labels is none, got drift, performance"),
+    ({"policy__bootstrap": "head"}, r"policy\.bootstrap must not be head while model\.weights is null"),
+    ({"model__classes": ["cat", "dog", "cat"]}, r"model\.classes: must not repeat a name, got cat"),
+    ({"model__classes": ["cat"]}, r"model\.classes: .*at least 2"),
+    ({"model__classes": ["cat", ""]}, r"model\.classes: must .*got ''"),
+    ({"model__classes": ["cat", " dog"]}, r"model\.classes: must .*got ' dog'"),
+    ({"policy__ladder": ["head", "head"]}, r"policy\.ladder: must not repeat a name, got head"),
+    ({"policy__ladder": []}, r"policy\.ladder: .*at least 1"),
+    ({"gates": []}, r"gates: .*at least 1"),
+    (
+        {"source__labels": {"kind": "sidecar", "path": "l.csv", "slice_columns": ["a", "a"]}},
+        r"slice_columns: must not repeat a name, got a",
+    ),
+    ({"source": {"kind": "shards", "paths": []}}, r"paths: .*at least 1"),
+    ({"schedule__retrain": "0 3 * *"}, r"schedule\.retrain: must be a cron expression of five fields, got '0 3 \* \*'"),
+    ({"schedule__monitor": "@daily"}, r"schedule\.monitor: .*got '@daily'"),
+    ({"schedule__timezone": "Mars/Olympus"}, r"schedule\.timezone: must be an IANA zone.*got 'Mars/Olympus'"),
+    ({"source__timezone": "CEST-2"}, r"timezone: must be an IANA zone.*got 'CEST-2'"),
+    ({"source": {"kind": "shards", "paths": ["a"], "timezone": "../etc"}}, r"timezone: must be an IANA zone.*got '\.\./etc'"),
+    ({"source__ordered": True, "window__order": "shuffled"}, r"window\.order must be key while source\.ordered is true, got shuffled"),
+    ({"source__ordered": True, "window__order": "modified"}, r"window\.order must be key while source\.ordered is true, got modified"),
+    ({"name": "Digits"}, r"name: .*'Digits'"),
+    ({"name": "a/b"}, r"name: .*'a/b'"),
+    ({"name": ""}, r"name: .*''"),
+    ({"store": ""}, r"store: .*''"),
+    ({"store": "gs://bucket"}, r"store.*'gs://bucket'"),
+    ({"model__architecture": "ResNet 50"}, r"model\.architecture: .*'ResNet 50'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), RULES)
+def test_a_rule_across_fields_is_held(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"(?s){message}"):
+        parse_config(pipeline(**changes))
+
+
+def test_watching_without_labels_is_allowed_without_triggers() -> None:
+    config = parse_config(pipeline(source__labels={"kind": "none"}, policy__triggers=[]))
+    assert config.policy.triggers == ()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "my_package.nets:build", "nets:Build2"])
+def test_an_architecture_is_a_name_or_a_callable(name: str) -> None:
+    assert parse_config(pipeline(model__architecture=name)).model.architecture == name
+
+
+# --- secrets ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "key", ["aws_secret_access_key", "password", "Passwd", "access_key", "accessKey", "api-key", "token", "credentials"]
+)
+def test_a_key_that_names_a_secret_is_refused_without_its_value(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"alerts\.{key} must not hold a credential") as caught:
+        parse_config(pipeline(**{f"alerts__{key}": "hunter2"}))
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("store", "s3://hunter2:hunter3@bucket/x"),
+        ("store", "s3://hunter2:hun/ter3@bucket"),
+        ("source__path", "s3://AKIAABCDEFGHIJKLMNOP/hunter2"),
+        ("model__weights", "https://hunter2:hunter3@host/w.safetensors"),
+    ],
+)
+def test_a_value_that_holds_a_secret_is_refused_without_it(path: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{path.replace('__', '[.]')} must not hold a credential") as caught:
+        parse_config(pipeline(**{path: value}))
+    assert "hunter" not in str(caught.value)
+
+
+def test_a_secret_in_a_list_is_found() -> None:
+    with pytest.raises(ConfigError, match=r"source\.paths\.1 must not hold a credential"):
+        parse_config(pipeline(source={"kind": "shards", "paths": ["ok", "s3://a:b@c"]}))
+
+
+def test_a_secret_from_a_variable_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACE", "s3://user:hunter2@bucket")
+    with pytest.raises(ConfigError, match="store must not hold a credential") as caught:
+        load_config(write(tmp_path, pipeline(store="${PLACE}")))
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["s3://bucket/a:b/c", "s3://bucket/user@host", "file:///a@b"])
+def test_an_address_without_a_secret_is_accepted(value: str) -> None:
+    assert parse_config(pipeline(store=value)).store == value
+
+
+# --- the file --------------------------------------------------------------------------------------------
+
+
+def test_variables_are_expanded_in_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUCKET", "live")
+    monkeypatch.setenv("EPOCHS", "3")
+    monkeypatch.setenv("EMPTY", "")
+    monkeypatch.delenv("MISSING", raising=False)
+    raw = pipeline(store="s3://${BUCKET}/${MISSING:-trial}${EMPTY:-}", fine_tune__epochs="${EPOCHS}")
+    raw["model"]["classes"] = ["${BUCKET}", "b"]
+    config = load_config(write(tmp_path, raw))
+    assert config.store == "s3://live/trial"
+    assert config.fine_tune.epochs == 3
+    assert config.model.classes == ("live", "b")
+
+
+def test_an_undefined_variable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOWHERE", raising=False)
+    with pytest.raises(ConfigError, match=r"variable \$\{NOWHERE\} must be set"):
+        load_config(write(tmp_path, pipeline(store="${NOWHERE}/x")))
+
+
+def test_a_missing_file_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yaml: no such pipeline file.*everfresh init"):
+        load_config(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [1, 2", "not valid YAML.*line"),
+        ("name: a\n\tb: 1", "not valid YAML"),
+        ("- a\n- b\n", "must be a mapping of sections, got list"),
+        ("", "must be a mapping of sections, got NoneType"),
+        ("just words", "must be a mapping of sections, got str"),
+        ("name: !!python/object/apply:os.system ['true']", "not valid YAML"),
+    ],
+)
+def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"pipeline\.yaml: {message}"):
+        load_config(write(tmp_path, text))
+
+
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pipeline.yaml").write_bytes(b"name: \xff\xfe")
+    with pytest.raises(ConfigError, match=r"cannot be read.*UTF-8"):
+        load_config(tmp_path / "pipeline.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
+
+
+def test_the_file_is_named_in_a_broken_rule(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)pipeline\.yaml:.*fine_tune\.epochs: .*got 0"):
+        load_config(write(tmp_path, pipeline(fine_tune__epochs=0)))
+
+
+def test_relative_paths_start_at_the_files_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    config = load_config(
+        write(tmp_path, pipeline(store="run/store", source__path="inbox", model__weights="w/start.safetensors"))
+    )
+    assert config.store == str(tmp_path / "run/store")
+    assert config.source.path == str(tmp_path / "inbox")
+    assert config.model.weights == str(tmp_path / "w/start.safetensors")
+
+
+def test_relative_archives_start_at_the_files_folder(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, pipeline(source={"kind": "shards", "paths": ["a.tar", "/b.tar", "s3://b/c"]})))
+    assert config.source.paths == (str(tmp_path / "a.tar"), "/b.tar", "s3://b/c")
+
+
+@pytest.mark.parametrize("address", ["/absolute/store", "s3://bucket/prefix", "file:///absolute/store"])
+def test_addresses_that_are_not_relative_stay(tmp_path: Path, address: str) -> None:
+    config = load_config(write(tmp_path, pipeline(store=address, source__path=address)))
+    assert (config.store, config.source.path) == (address, address)
+
+
+@pytest.mark.parametrize(
+    ("weights", "path"),
+    [
+        ("DEFAULT", False),
+        ("IMAGENET1K_V1", False),
+        ("start.pt", True),
+        ("a/b", True),
+        ("s3://b/w", True),
+        ("x.safetensors", True),
+    ],
+)
+def test_weights_are_a_torchvision_name_or_a_path(tmp_path: Path, weights: str, path: bool) -> None:
+    assert is_path(weights) is path
+    loaded = load_config(write(tmp_path, pipeline(model__weights=weights))).model.weights
+    assert loaded == (str(tmp_path / weights) if path and "://" not in weights else weights)
+
+
+# --- the schema ------------------------------------------------------------------------------------------
+
+
+def test_the_schema_is_json_and_describes_every_field() -> None:
+    schema = json.loads(json_schema())
+    sections = {"PipelineConfig": schema, **schema["$defs"]}
+    undescribed = [
+        f"{title}.{name}"
+        for title, section in sections.items()
+        for name, field in section.get("properties", {}).items()
+        if not field.get("description") and "const" not in field
+    ]
+    assert undescribed == []
+    assert all(section.get("additionalProperties") is False for section in sections.values() if "properties" in section)

@@ -1,0 +1,454 @@
+"""The contract of a store, proven on a folder and on a real S3 server alike."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from everfresh.tasks import store as stores
+from everfresh.tasks.errors import ConfigError, DigestMismatch, ObjectMissing, StoreError
+from everfresh.tasks.records import Part
+from everfresh.tasks.store import FolderStore, OverlayStore, S3Store, Store, open_store
+
+
+def keys(store: Store, prefix: str = "", after: str = "") -> list[str]:
+    return [item.key for item in store.list(prefix, after)]
+
+
+# --- objects ---------------------------------------------------------------------------------------------
+
+
+def test_what_was_put_is_got_and_replaced_whole(store: Store) -> None:
+    store.put("a/b.json", b"one")
+    store.put("a/b.json", b"second")
+    assert store.get("a/b.json") == b"second"
+
+
+@pytest.mark.parametrize("data", [b"", b"\x00" * 3, b"x" * 100_000], ids=["empty", "zeros", "large"])
+def test_any_bytes_survive(store: Store, data: bytes) -> None:
+    store.put("blob", data)
+    assert store.get("blob") == data
+
+
+@pytest.mark.parametrize("read", ["get", "fetch"])
+def test_a_missing_object_is_named(store: Store, tmp_path: Path, read: str) -> None:
+    with pytest.raises(ObjectMissing, match=r"windows/none\.json"):
+        store.get("windows/none.json") if read == "get" else store.fetch("windows/none.json", tmp_path / "x")
+    assert not store.exists("windows/none.json")
+
+
+@pytest.mark.parametrize("read", ["get", "fetch", "exists"])
+def test_a_folder_of_objects_is_no_object(store: Store, tmp_path: Path, read: str) -> None:
+    store.put("a/b", b"1")
+    if read == "exists":
+        assert not store.exists("a")
+    else:
+        with pytest.raises(ObjectMissing):
+            store.get("a") if read == "get" else store.fetch("a", tmp_path / "x")
+
+
+def test_delete_removes_and_does_not_mind_nothing(store: Store) -> None:
+    store.put("a/b", b"1")
+    store.delete("a/b")
+    store.delete("a/b")
+    store.delete("never/was")
+    assert keys(store) == []
+
+
+def test_create_writes_only_where_nothing_stands(store: Store) -> None:
+    assert store.create("stream/1.json", b"first") is True
+    assert store.create("stream/1.json", b"second") is False
+    assert store.get("stream/1.json") == b"first"
+
+
+def test_create_after_put_is_refused_and_after_delete_granted(store: Store) -> None:
+    store.put("k", b"put")
+    assert not store.create("k", b"created")
+    store.delete("k")
+    assert store.create("k", b"created")
+
+
+def test_of_eight_creators_of_one_key_exactly_one_wins_and_its_bytes_stand(store: Store) -> None:
+    for attempt in range(2):
+        barrier = threading.Barrier(8)
+
+        def create(writer: int, key: str = f"race/{attempt}", barrier: threading.Barrier = barrier) -> bool:
+            barrier.wait()
+            return store.create(key, b"writer %d" % writer)
+
+        with ThreadPoolExecutor(8) as pool:
+            won = list(pool.map(create, range(8)))
+        assert sum(won) == 1
+        assert store.get(f"race/{attempt}") == b"writer %d" % won.index(True)
+
+
+def test_a_reader_never_sees_half_an_object(store: Store) -> None:
+    versions = [bytes([i]) * 200_000 for i in range(6)]
+    store.put("k", versions[0])
+    seen: list[bytes] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.append(store.get("k"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for data in versions:
+        store.put("k", data)
+    stop.set()
+    reader.join()
+    assert seen
+    assert all(data in versions for data in seen)
+
+
+# --- keys ------------------------------------------------------------------------------------------------
+
+BAD_KEYS = ["", "/", "/a", "..", "../a", "a/../../b", "a/..", ".", "./a", "a/.", "a//b", "a/", "a\x00b"]
+
+
+@pytest.mark.parametrize("key", BAD_KEYS)
+@pytest.mark.parametrize("operation", ["get", "put", "create", "exists", "delete", "sub"])
+def test_keys_that_climb_out_or_have_two_spellings_are_refused(tmp_path: Path, key: str, operation: str) -> None:
+    arguments = (key, b"x") if operation in {"put", "create"} else (key,)
+    for store in (FolderStore(tmp_path / "store"), S3Store("bucket", "prefix")):
+        with pytest.raises(StoreError, match="a key must be a relative path") as caught:
+            getattr(store, operation)(*arguments)
+        assert repr(key) in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["a b.txt", "ü/ñ.json", "a+b&c=d", "..a", "a..b", "x" * 200])
+def test_unusual_keys_work(store: Store, key: str) -> None:
+    store.put(key, b"1")
+    assert store.get(key) == b"1"
+    assert keys(store) == ([] if key.startswith(".") else [key])
+
+
+# --- listing ---------------------------------------------------------------------------------------------
+
+SCATTERED = ["a/b", "a-b", "a.b", "a/a/z", "a0", "a/b-c", "a/b/c", "b", "B", "a b"]
+
+
+def test_a_listing_is_in_the_order_of_whole_keys(store: Store) -> None:
+    wanted = [k for k in SCATTERED if k != "a/b"]  # a folder cannot hold both a/b and a/b/c
+    for key in wanted:
+        store.put(key, key.encode())
+    assert keys(store) == sorted(wanted)
+    assert [item.size for item in store.list()] == [len(k) for k in sorted(wanted)]
+
+
+def test_a_listing_starts_after_a_key_that_need_not_exist(store: Store) -> None:
+    for key in ["s/1", "s/2", "s/3", "t/1"]:
+        store.put(key, b"x")
+    assert keys(store, after="s/2") == ["s/3", "t/1"]
+    assert keys(store, "s", after="s/2") == ["s/3"]
+    assert keys(store, "s", after="s/15") == ["s/2", "s/3"]
+    assert keys(store, "s", after="z") == []
+
+
+def test_a_prefix_is_a_folder_not_a_beginning(store: Store) -> None:
+    for key in ["a/1", "ab/1", "a.json", "a/b/2"]:
+        store.put(key, b"x")
+    assert keys(store, "a") == ["a/1", "a/b/2"]
+    assert keys(store, "missing") == []
+    assert keys(store, "a.json") == []
+
+
+def test_hidden_objects_are_not_listed(store: Store) -> None:
+    for key in [".hidden", "a/.part", ".git/x", "a/seen"]:
+        store.put(key, b"x")
+    assert keys(store) == ["a/seen"]
+
+
+def test_a_version_changes_with_the_bytes_only(store: Store) -> None:
+    store.put("k", b"one")
+    (first,) = store.list()
+    assert next(store.list()).version == first.version
+    store.put("k", b"two")
+    assert next(store.list()).version != first.version
+
+
+def test_times_are_utc_and_the_stores_clock_agrees(store: Store) -> None:
+    store.put("k", b"one")
+    (item,) = store.list()
+    assert item.modified.utcoffset() == timedelta(0)
+    assert abs(store.now() - item.modified) < timedelta(seconds=30)
+    assert abs(store.now() - datetime.now(UTC)) < timedelta(seconds=30)
+
+
+def test_a_listing_goes_on_past_one_page(s3_store: S3Store) -> None:
+    names = [f"k/{i:04d}" for i in range(1_005)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda name: s3_store.put(name, b""), names))
+    assert keys(s3_store) == names
+    assert keys(s3_store, "k", after="k/0002") == names[3:]
+
+
+def test_files_that_vanish_while_a_folder_is_listed_are_left_out(
+    folder_store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ["a", "b", "c"]:
+        folder_store.put(key, b"x")
+    listing = folder_store.list()
+    assert next(listing).key == "a"
+    folder_store.delete("b")
+    assert [item.key for item in listing] == ["c"]
+
+
+# --- deeper, addresses -----------------------------------------------------------------------------------
+
+
+def test_a_deeper_store_sees_its_own_keys(store: Store) -> None:
+    store.put("pipe/a/1", b"x")
+    store.put("other/a/1", b"y")
+    deeper = store.sub("pipe")
+    assert keys(deeper) == ["a/1"]
+    assert keys(deeper.sub("a")) == ["1"]
+    deeper.put("b", b"z")
+    assert store.get("pipe/b") == b"z"
+
+
+def test_an_address_says_where_a_person_finds_the_object(folder_store: FolderStore) -> None:
+    assert folder_store.sub("pipe").url("a/1") == str(folder_store.root / "pipe/a/1")
+    assert folder_store.url("") == str(folder_store.root)
+    assert S3Store("bucket", "prefix").sub("pipe").url("a/1") == "s3://bucket/prefix/pipe/a/1"
+    assert S3Store("bucket", "prefix").url("") == "s3://bucket/prefix"
+
+
+@pytest.mark.parametrize(
+    ("uri", "url"),
+    [
+        ("/data/store", "/data/store/k"),
+        ("file:///data/store", "/data/store/k"),
+        ("s3://bucket", "s3://bucket/k"),
+        ("s3://bucket/a/b/", "s3://bucket/a/b/k"),
+        ("s3://bucket/a#b?c", "s3://bucket/a#b?c/k"),
+    ],
+)
+def test_an_address_opens_its_store(uri: str, url: str) -> None:
+    assert open_store(uri).url("k") == url
+
+
+@pytest.mark.parametrize("uri", ["ftp://host/x", "gs://bucket", "s3://", "s3:///prefix", "file://host/path", "file://"])
+def test_other_addresses_are_refused(uri: str) -> None:
+    with pytest.raises(ConfigError, match="store must be a folder") as caught:
+        open_store(uri)
+    assert repr(uri) in str(caught.value)
+
+
+# --- parts: bytes under a digest -------------------------------------------------------------------------
+
+
+def test_a_kept_part_is_read_back(store: Store, tmp_path: Path) -> None:
+    data = b"weights" * 1000
+    part = store.keep("releases/1/model", data)
+    assert part == Part(key="releases/1/model", sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    assert store.read(part) == data
+    assert store.local(part).read_bytes() == data
+    (tmp_path / "file").write_bytes(data)
+    assert store.keep_file("again", tmp_path / "file").sha256 == part.sha256
+
+
+def test_a_large_file_goes_up_in_pieces_and_comes_back_whole(s3_store: S3Store, tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(bytes(range(256)) * (9 << 12))  # 9 MiB, above boto3's threshold of 8
+    part = s3_store.keep_file("large", path)
+    assert s3_store.local(part).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("read", ["read", "local"])
+def test_a_changed_byte_is_found_and_the_object_named(store: Store, read: str) -> None:
+    part = store.keep("candidates/7/model", b"good bytes")
+    store.put("candidates/7/model", b"bad bytes!")
+    with pytest.raises(DigestMismatch, match="candidates/7/model") as caught:
+        getattr(store, read)(part)
+    assert part.sha256[:16] in str(caught.value)
+
+
+@pytest.mark.parametrize("read", ["read", "local"])
+def test_a_part_that_is_gone_is_named(store: Store, read: str) -> None:
+    part = store.keep("candidates/7/model", b"bytes")
+    store.delete("candidates/7/model")
+    with pytest.raises(ObjectMissing, match="candidates/7/model"):
+        getattr(store, read)(part)
+
+
+@pytest.mark.parametrize("write", ["keep", "keep_file"])
+def test_a_store_that_damages_what_it_takes_is_found_at_the_write(
+    tmp_path: Path, write: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lossy(FolderStore):
+        def put(self, key: str, data: bytes) -> None:
+            super().put(key, data[:-1])
+
+        def put_file(self, key: str, path: Path) -> None:
+            super().put(key, path.read_bytes()[:-1])
+
+    (tmp_path / "file").write_bytes(b"whole")
+    with pytest.raises(DigestMismatch, match="part-1"):
+        getattr(Lossy(tmp_path / "lossy"), write)("part-1", b"whole" if write == "keep" else tmp_path / "file")
+
+
+def test_a_remote_part_is_fetched_once_and_a_damaged_copy_again(s3_store: S3Store) -> None:
+    part = s3_store.keep("k", b"whole")
+    copy = s3_store.local(part)
+    s3_store.delete("k")
+    assert s3_store.local(part) == copy
+    s3_store.put("k", b"whole")
+    copy.write_bytes(b"damaged")
+    assert s3_store.local(part).read_bytes() == b"whole"
+
+
+def test_the_cache_holds_nothing_of_a_failed_fetch(s3_store: S3Store, tmp_path: Path) -> None:
+    part = s3_store.keep("k", b"whole")
+    s3_store.put("k", b"other")
+    with pytest.raises(DigestMismatch):
+        s3_store.local(part)
+    assert [p for p in stores.cache_folder().rglob("*") if p.is_file()] == []
+
+
+def test_a_folder_store_leaves_no_temporary_files(folder_store: FolderStore) -> None:
+    folder_store.put("a/b", b"1")
+    folder_store.create("a/b", b"2")
+    folder_store.create("a/c", b"2")
+    assert sorted(p.name for p in (folder_store.root / "a").iterdir()) == ["b", "c"]
+
+
+# --- trouble ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", ["put", "create", "delete"])
+def test_an_object_in_the_way_of_a_folder_is_a_store_error(folder_store: FolderStore, operation: str) -> None:
+    folder_store.put("a", b"file")
+    if operation == "delete":
+        folder_store.delete("a/b")  # nothing there is fine
+    else:
+        with pytest.raises(StoreError, match=f"cannot write {folder_store.root}/a/b"):
+            getattr(folder_store, operation)("a/b", b"x")
+
+
+def test_a_folder_in_the_way_of_an_object_is_a_store_error(folder_store: FolderStore) -> None:
+    folder_store.put("a/b", b"file")
+    with pytest.raises(StoreError, match=f"cannot write {folder_store.root}/a"):
+        folder_store.put("a", b"x")
+    with pytest.raises(StoreError, match=f"cannot delete {folder_store.root}/a"):
+        folder_store.delete("a")
+
+
+def test_a_disk_without_hard_links_is_a_store_error(folder_store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("os.link", refuse)
+    with pytest.raises(StoreError, match=r"Operation not supported"):
+        folder_store.create("k", b"x")
+
+
+@pytest.mark.parametrize("operation", ["get", "list"])
+def test_a_missing_bucket_is_a_store_error(s3_endpoint: str, operation: str) -> None:
+    with pytest.raises(StoreError, match="no-such-bucket") as caught:
+        list(getattr(S3Store("no-such-bucket"), operation)("k"))
+    assert not isinstance(caught.value, ObjectMissing)
+
+
+def test_wrong_credentials_are_a_store_error_that_names_no_secret(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
+    wrong = stores._client.__wrapped__()
+    monkeypatch.setattr(stores, "_client", lambda: wrong)
+    with pytest.raises(StoreError, match="was refused") as caught:
+        s3_store.put("k", b"x")
+    assert "wrong-secret" not in str(caught.value)
+    wrong.close()
+
+
+class _Scripted:
+    """An S3 client whose put_object gives prepared answers."""
+
+    def __init__(self, *codes: str) -> None:
+        self.codes = list(codes)
+
+    def put_object(self, **_: object) -> dict[str, object]:
+        from botocore.exceptions import ClientError
+
+        if code := self.codes.pop(0):
+            raise ClientError({"Error": {"Code": code}}, "PutObject")
+        return {}
+
+
+def test_a_conflict_with_another_writer_is_tried_again_not_taken_for_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = _Scripted("ConditionalRequestConflict", "ConditionalRequestConflict", "")
+    monkeypatch.setattr(stores, "_client", lambda: client)
+    assert S3Store("bucket").create("k", b"x") is True
+    client.codes = ["ConditionalRequestConflict", "PreconditionFailed"]
+    assert S3Store("bucket").create("k", b"x") is False
+
+
+def test_a_conflict_that_does_not_end_is_a_store_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = _Scripted(*["ConditionalRequestConflict"] * 50)
+    monkeypatch.setattr(stores, "_client", lambda: client)
+    monkeypatch.setattr(stores, "CONFLICT_PAUSE", 0.0)
+    with pytest.raises(StoreError, match="ConditionalRequestConflict"):
+        S3Store("bucket").create("k", b"x")
+
+
+def test_a_stream_that_breaks_off_is_a_store_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from botocore.exceptions import ResponseStreamingError
+
+    class Broken:
+        def read(self) -> bytes:
+            raise ResponseStreamingError(error="connection lost")
+
+    class Client:
+        def get_object(self, **_: object) -> dict[str, object]:
+            return {"Body": Broken()}
+
+    monkeypatch.setattr(stores, "_client", Client)
+    with pytest.raises(StoreError, match="s3://bucket"):
+        S3Store("bucket").get("k")
+
+
+# --- overlay ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def overlay(store: Store) -> OverlayStore:
+    store.put("windows/1/window.json", b"live")
+    store.put("aliases/champion/1.json", b"live")
+    return OverlayStore(store, store.sub("replays/x"), ("stream", "windows"))
+
+
+def test_an_overlay_shares_the_named_folders_and_keeps_the_rest_apart(store: Store, overlay: OverlayStore) -> None:
+    assert overlay.get("windows/1/window.json") == b"live"
+    assert not overlay.exists("aliases/champion/1.json")
+    assert overlay.create("aliases/champion/1.json", b"replayed")
+    assert store.get("aliases/champion/1.json") == b"live"
+    assert store.get("replays/x/aliases/champion/1.json") == b"replayed"
+    assert keys(overlay, "aliases") == ["aliases/champion/1.json"]
+    assert keys(overlay, "windows") == ["windows/1/window.json"]
+
+
+def test_an_overlay_counts_the_hint_beside_a_folder_as_part_of_it(store: Store, overlay: OverlayStore) -> None:
+    store.put("stream.json", b"1")
+    assert overlay.get("stream.json") == b"1"
+    overlay.put("journal.json", b"2")
+    assert not store.exists("journal.json")
+
+
+def test_an_overlay_keeps_parts_and_reads_them_back(store: Store, overlay: OverlayStore) -> None:
+    part = overlay.keep("candidates/1/model", b"bytes")
+    assert overlay.read(part) == overlay.local(part).read_bytes() == b"bytes"
+    assert "replays/x/candidates/1/model" in overlay.url(part.key)
+    overlay.delete(part.key)
+    assert not overlay.exists(part.key)
+
+
+def test_an_overlay_cannot_be_left_by_a_key(overlay: OverlayStore) -> None:
+    with pytest.raises(StoreError, match=r"'windows/\.\./aliases/x'"):
+        overlay.put("windows/../aliases/x", b"x")
