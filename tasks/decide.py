@@ -62,11 +62,12 @@ def decide(
         return Decision(action="bootstrap", reasons=("there is no champion yet",), ladder=(policy.bootstrap,))
     target = max(0.0, drift.reference_accuracy - policy.adequate_drop)
     ladder = (tick.rung,) if tick.rung else policy.ladder
+    obstacle = _obstacle(tick, window)
     if tick.request:
         reason = f"forced by a person: {tick.reason or 'no reason given'}"
-        if trainable:
-            return Decision(action="retrain", reasons=(reason,), triggers=("force",), ladder=ladder, target=target)
-        return _nothing(f"{reason}; but the window has no labelled sample to train on")
+        if obstacle:
+            return _nothing(f"{reason}; {obstacle}")
+        return Decision(action="retrain", reasons=(reason,), triggers=("force",), ladder=ladder, target=target)
     verdicts = [_judge(trigger, tick, window, drift, last, champion_since) for trigger in policy.triggers]
     reasons = tuple(words for _, words in verdicts) or ("no trigger is configured: this pipeline only watches",)
     fired = tuple(t.kind for t, (yes, _) in zip(policy.triggers, verdicts, strict=True) if yes)
@@ -74,18 +75,27 @@ def decide(
         return _nothing(*reasons)
     if champion.pinned:
         return _nothing(*reasons, f"but v{champion.version} is pinned ({champion.reason}); `everfresh unpin` lets it move")
-    if not trainable:
-        return _nothing(*reasons, "but the window has no labelled sample to train on")
+    if obstacle:
+        return _nothing(*reasons, obstacle)
     since = last.windows_since_training if last else policy.cooldown_windows
     if since < policy.cooldown_windows:
-        return _nothing(
-            *reasons, f"but the last training was {since} windows ago, within the cooldown of {policy.cooldown_windows}"
-        )
+        words = f"but only {since} windows have passed since the last training, within the cooldown of {policy.cooldown_windows}"
+        return _nothing(*reasons, words)
     return Decision(action="retrain", reasons=reasons, triggers=fired, ladder=ladder, target=target)
 
 
 def _nothing(*reasons: str) -> Decision:
     return Decision(action="nothing", reasons=reasons)
+
+
+def _obstacle(tick: Tick, window: Window) -> str:
+    """Why nothing can be trained on a window; empty if something can."""
+    if not window.splits.get("train"):
+        return "but the window has no labelled sample to train on"
+    if len(window.classes) < 2 and not any(banked.seq for banked in tick.bank):  # an adopted model's are all hold-out
+        (only,) = window.classes
+        return f"but the window has labels of one class only ({only!r}) and nothing earlier to replay"
+    return ""
 
 
 def _judge(

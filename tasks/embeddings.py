@@ -1,12 +1,16 @@
 """Embeddings of a view under one encoder: computed once, kept in the store, reused by every stage.
 
-They stand under ``embeddings/<encoder>/<view>/<rows>.parquet``, one object for each set of rows computed at once. The encoder's digest covers its backbone,
-transforms and precision, so they serve exactly as long as that encoder does; a refitted head changes none.
+They stand under ``embeddings/<encoder>/<view>/<rows>-<sha256>.parquet``, one object for each set of rows computed
+at once; a damaged one is left aside.
+The encoder's digest covers its backbone, transforms and precision, so they serve exactly as long as that encoder
+does; a refitted head changes none.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import logging
 import tempfile
 from pathlib import Path
 
@@ -18,8 +22,10 @@ from torch import Tensor, nn
 from everfresh.tasks import models
 from everfresh.tasks.progress import bar
 from everfresh.tasks.records import ModelSpec, Part, digest_of
-from everfresh.tasks.store import Store
+from everfresh.tasks.store import Store, file_digest
 from everfresh.tasks.views import View
+
+log = logging.getLogger(__name__)
 
 
 class Embedder:
@@ -74,7 +80,11 @@ class Embedder:
         if view.window.view not in self._known:
             known = self._known[view.window.view] = {}
             for item in self.store.list(self._prefix(view)):
-                table = pq.read_table(io.BytesIO(self.store.get(item.key)))
+                data = self.store.get(item.key)
+                if not item.key.endswith(f"-{hashlib.sha256(data).hexdigest()}.parquet"):
+                    log.warning("%s is not what was written; its embeddings are computed again", self.store.url(item.key))
+                    continue
+                table = pq.read_table(io.BytesIO(data))
                 flat = [chunk.flatten().to_numpy() for chunk in table["embedding"].chunks]
                 known.update(zip(table["row"].to_pylist(), np.concatenate(flat).reshape(len(table), -1), strict=True))
         return self._known[view.window.view]
@@ -88,4 +98,4 @@ class Embedder:
         with tempfile.TemporaryDirectory(prefix="everfresh-") as folder:
             path = Path(folder) / "embeddings.parquet"
             pq.write_table(pa.table({"row": pa.array(rows, pa.int64()), "embedding": flat}), path)
-            self.store.put_file(f"{self._prefix(view)}/{digest_of(rows)}.parquet", path)
+            self.store.put_file(f"{self._prefix(view)}/{digest_of(rows)}-{file_digest(path)}.parquet", path)

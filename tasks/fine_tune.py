@@ -293,6 +293,8 @@ class _Trainer:
         self.config: FineTuneConfig = config.fine_tune
         peak = self.config.learning_rate if rung == "pretrained" else self.config.learning_rate / 3
         self.peak = peak
+        self.layout = models.layout(config.model.precision)
+        module = module.to(memory_format=self.layout)  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(_groups(module, self.config.weight_decay), lr=peak)
         self.module: nn.Module
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
@@ -321,7 +323,7 @@ class _Trainer:
     def _epoch(self, pictures: _Pictures, epoch: int) -> tuple[float, float]:
         torch.manual_seed(int(digest_of("epoch", self.config.seed, epoch)[:15], 16))
         order = torch.randperm(len(pictures))
-        batches = [b for b in order.split(self.config.batch_size) if len(b) > 1] or [order.repeat(2)]
+        batches = [b for b in torch.split(order, self.config.batch_size) if len(b) > 1] or [order.repeat(2)]
         self.module.train()
         total, right, seen = 0.0, 0, 0
         smooth = self.config.label_smoothing
@@ -333,7 +335,7 @@ class _Trainer:
             pixels = torch.stack([self._augment(picture) for picture, _ in loaded]).to(self.device)
             labels = torch.tensor([label for _, label in loaded], device=self.device)
             with self.accelerator.autocast():
-                scores = self.module(normalise(pixels, self.spec.mean, self.spec.std))
+                scores = self.module(normalise(pixels, self.spec.mean, self.spec.std).to(memory_format=self.layout))
                 loss = nn.functional.cross_entropy(scores, labels, label_smoothing=smooth)
             if not torch.isfinite(loss):
                 raise TrainingError(
@@ -371,7 +373,7 @@ class _Trainer:
         """Right predictions and samples of a pool."""
         found = [
             _hits(
-                models.embed(self.module, self.spec, v.read(int(i) for i in r), device=self.device)[1],
+                models.embed(self.module, self.spec, v.read(int(i) for i in r), device=self.accelerator.device.type)[1],
                 _labels(v, r, pool.classes),
             )
             for v, r in pool.parts

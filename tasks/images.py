@@ -142,7 +142,7 @@ def to_tensor(data: bytes, size: int) -> torch.Tensor:
     """
     from torchvision.transforms.v2 import functional as F
 
-    image = F.pil_to_tensor(decode(data))
+    image: torch.Tensor = F.pil_to_tensor(decode(data))
     if image.shape[-2:] != (size, size):
         image = F.center_crop(F.resize(image, [size], antialias=True), [size, size])
     return image
@@ -152,4 +152,5 @@ def normalise(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, .
     """(N, 3, S, S) uint8 to float32 with the given mean and std."""
     from torchvision.transforms.v2 import functional as F
 
-    return F.normalize(pixels.float() / 255, list(mean), list(std))
+    normalised: torch.Tensor = F.normalize(pixels.float() / 255, list(mean), list(std))
+    return normalised

@@ -84,8 +84,7 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
         return None
     taken = _ordered(waiting, config)[: config.window.max_samples]
     annotations = source.annotations()
-    with tempfile.TemporaryDirectory(prefix="everfresh-") as folder:
-        writer = ViewWriter(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="everfresh-") as folder, ViewWriter(Path(folder)) as writer:
         for file in bar(taken, "ingest"):
             _take(writer, source, file, annotations, config)
         window = writer.commit(store, config.model.classes)
@@ -119,8 +118,7 @@ def freeze(store: Store, config: PipelineConfig, folder: str) -> Window:
     source_config = ImageFolder(path=folder, labels=ParentFolder())
     config = config.model_copy(update={"source": source_config, "window": window})
     source = Source(config)
-    with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary:
-        writer = ViewWriter(Path(temporary))
+    with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary, ViewWriter(Path(temporary)) as writer:
         for file in bar(list(source.files(set())), "reference"):
             _take(writer, source, file, {}, config)
         return writer.commit(store, config.model.classes)
@@ -224,8 +222,7 @@ class Source:
         known: set[str] = set()
         for objects in self._objects:
             for item in objects:
-                if not item.key.isprintable():
-                    raise SourceError(f"source: a file's name must be printable text, got {item.key!r}. Rename it.")
+                _check_name(item.key)
                 if item.key in known:
                     raise SourceError(f"source.paths: names must differ between the paths, got {item.key} twice. Rename one.")
                 known.add(item.key)
@@ -275,9 +272,8 @@ class Source:
                 f"source.paths: {item.key} is not a readable, uncompressed tar archive ({error}). Write it again."
             ) from error
         for name, member in members.items():
-            if not name.isprintable():
-                raise SourceError(f"source.paths: a name in {item.key} must be printable text, got {name!r}. Rename it.")
             key = f"{item.key}/{name}"
+            _check_name(key)
             yield SourceFile(key, item.version, member.size, member.mtime, place, item.key, member, archive)
 
     def _local(self, place: int, item: Listed) -> Path:
@@ -311,6 +307,13 @@ class Source:
         return _read_sidecar(self._stores[0], self.config.labels, self.config.timezone)
 
 
+def _check_name(key: str) -> None:
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise SourceError(f"source: the name of a file must be UTF-8, got {key!r}. Rename it.") from None
+
+
 @dataclass(frozen=True, slots=True)
 class _Unusable(Annotation):
     """A row of the sidecar that cannot be used; its file goes into quarantine with the reason."""
@@ -329,14 +332,18 @@ def _read_sidecar(store: Store, sidecar: Sidecar, timezone: str | None) -> dict[
     rows = list(_rows(data, sidecar.path))
     needed = [sidecar.key_column, sidecar.label_column, *sidecar.slice_columns]
     needed += [sidecar.timestamp_column] if sidecar.timestamp_column else []
-    found = set(rows[0]) if rows else set(needed)
+    found = {str(column): None for row in rows for column in row} if rows else dict.fromkeys(needed)
     if missing := [c for c in needed if c not in found]:
         raise SourceError(
-            f"source.labels: {sidecar.path} must have the columns {', '.join(needed)}, got {', '.join(map(str, found))[:200]}; "
+            f"source.labels: {sidecar.path} must have the columns {', '.join(needed)}, got {', '.join(found)[:200]}; "
             f"{', '.join(missing)} missing. Correct the names or the delimiter (comma)."
         )
     annotations: dict[str, Annotation] = {}
-    for row in rows:
+    for number, row in enumerate(rows, 1):
+        if row.get(sidecar.key_column) in (None, ""):
+            raise SourceError(
+                f"source.labels: row {number} of {sidecar.path} must name a file, got none. Fill {sidecar.key_column}."
+            )
         key = str(row[sidecar.key_column])
         annotation = _annotation(row, sidecar, timezone)
         known = annotations.get(key)
@@ -365,10 +372,10 @@ def _rows(data: bytes, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _annotation(row: Mapping[str, Any], sidecar: Sidecar, timezone: str | None) -> Annotation:
-    label = row[sidecar.label_column]
-    slices = {c: str(row[c]) for c in sidecar.slice_columns if row[c] is not None}
+    label = row.get(sidecar.label_column)
+    slices = {c: str(row[c]) for c in sidecar.slice_columns if row.get(c) is not None}
     moment: datetime | None = None
-    if sidecar.timestamp_column and (raw := row[sidecar.timestamp_column]):
+    if sidecar.timestamp_column and (raw := row.get(sidecar.timestamp_column)):
         try:
             moment = raw if isinstance(raw, datetime) else datetime.fromisoformat(str(raw))
             if moment.tzinfo is None:

@@ -121,14 +121,15 @@ def with_classes(module: nn.Module, spec: ModelSpec, classes: tuple[str, ...], s
     spec = with_linear_head(module, spec, seed)
     old = linear_head(module, spec)
     holder = module.get_submodule(spec.head)
-    _replace_head(module, spec.head, spec.embedding_dim, len(classes), seed, pooled=isinstance(holder, nn.Sequential))
+    _replace_head(module, spec.head, spec.embedding_dim, len(classes), seed, pooled=_is_pooled(holder))
     spec_after = spec.model_copy(update={"classes": classes})
     new = linear_head(module, spec_after)
     with torch.no_grad():
         for row, name in enumerate(classes):
             if name in spec.classes:
                 new.weight[row] = old.weight[spec.classes.index(name)]
-                new.bias[row] = old.bias[spec.classes.index(name)]
+                if old.bias is not None:
+                    new.bias[row] = old.bias[spec.classes.index(name)]
     return spec_after
 
 
@@ -137,13 +138,15 @@ def embed(
     module: nn.Module, spec: ModelSpec, pictures: Iterable[bytes], *, precision: str = "fp32", device: str = "cpu"
 ) -> tuple[Tensor, Tensor]:
     """Embeddings (N, D) and class scores (N, C) of encoded pictures, float32 on the CPU, in batches of fixed size."""
-    module = module.eval().to(device)
+    module = module.eval().to(device=device, memory_format=layout(precision))  # type: ignore[call-overload]
     captured: list[Tensor] = []
     hook = module.get_submodule(spec.head).register_forward_pre_hook(lambda _, args: captured.append(args[0]))
-    embeddings, scores, batch = [], [], []
+    embeddings: list[Tensor] = []
+    scores: list[Tensor] = []
+    batch: list[Tensor] = []
 
     def flush() -> None:
-        pixels = normalise(torch.stack(batch).to(device), spec.mean, spec.std)
+        pixels = normalise(torch.stack(batch).to(device), spec.mean, spec.std).to(memory_format=layout(precision))
         with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
             output = module(pixels)
         features = captured.pop()
@@ -164,6 +167,11 @@ def embed(
     if not embeddings:
         return torch.zeros(0, spec.embedding_dim), torch.zeros(0, len(spec.classes))
     return torch.cat(embeddings), torch.cat(scores)
+
+
+def layout(precision: str) -> torch.memory_format:
+    """Memory layout that goes with a precision: bf16 pays in channels-last only, fp32 is safest as it comes."""
+    return torch.channels_last if precision == "bf16" else torch.preserve_format
 
 
 def encoder_digest(module: nn.Module, spec: ModelSpec, precision: str) -> str:
@@ -194,7 +202,9 @@ def read_state(weights: str) -> dict[str, Tensor]:
         if not path.is_file():
             raise ModelError(f"model.weights must be a file that exists, got {weights}. Put it there or correct the path.")
         try:
-            state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+            state: Any = (
+                load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+            )
         except Exception as error:  # safetensors and torch raise many kinds, none of them for us to pass on
             raise ModelError(
                 f"model.weights {weights} is not a readable state dict ({type(error).__name__}). "
@@ -203,7 +213,7 @@ def read_state(weights: str) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
         raise ModelError(f"model.weights {weights} must be a mapping of names to tensors. Save model.state_dict().")
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     for name, tensor in state.items():
@@ -226,19 +236,20 @@ def _architecture(name: str, classes: int, **options: Any) -> nn.Module:
         if not isinstance(made, nn.Module):
             raise ModelError(f"model.architecture {name!r} must return a torch.nn.Module, got {type(made).__name__}.")
         return made
-    from torchvision.models import get_model, list_models
+    import torchvision
 
-    known = [m for m in list_models() if "/" not in m]
+    known = torchvision.models.list_models(module=torchvision.models)  # the classifiers
     if name not in known:
         import difflib
 
         close = ", ".join(difflib.get_close_matches(name, known)) or "resnet50, mobilenet_v3_small, …"
         raise ModelError(
-            f"model.architecture must be a torchvision classifier or package.module:callable, got {name!r}. Did you mean {close}?"
+            f"model.architecture must be a torchvision classifier or package.module:callable, got {name!r}. "
+            f"Did you mean {close}?"
         )
-    if name in {"googlenet", "inception_v3"}:
-        options = {"aux_logits": False, "init_weights": True, **options}
-    return cast(nn.Module, get_model(name, num_classes=classes, **options))
+    if name in {"googlenet", "inception_v3"}:  # as their pretrained weights are built, so that a reload predicts the same
+        options = {"aux_logits": False, "init_weights": True, "transform_input": True, **options}
+    return cast(nn.Module, torchvision.models.get_model(name, num_classes=classes, **options))
 
 
 def _torchvision_weights(architecture: str, weights: str) -> nn.Module:
@@ -257,36 +268,46 @@ def _torchvision_weights(architecture: str, weights: str) -> nn.Module:
     url = (enum.DEFAULT if weights == "DEFAULT" else enum[weights]).url
     place = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     try:
-        return cast(nn.Module, get_model(architecture, weights=weights))
+        module = cast(nn.Module, get_model(architecture, weights=weights))
     except OSError as error:
         raise ModelError(
             f"model.weights {weights} of {architecture} could not be downloaded ({error}). "
             f"Put the file {Path(url).name} at {place}, or give model.weights a path."
         ) from error
+    if architecture == "inception_v3":
+        module.aux_logits, module.AuxLogits = False, None  # type: ignore[assignment]
+    return module
 
 
 def _find_head(module: nn.Module) -> tuple[str, int, int, bool]:
     """Path of the head, embedding width, outputs, and whether it is a convolution."""
     for name, child in reversed(list(module.named_modules())):
         if isinstance(child, nn.Linear):
-            parent, _, last = name.rpartition(".")
-            holder = module.get_submodule(parent) if parent else module
-            if (
-                parent
-                and isinstance(holder, nn.Sequential)
-                and len(holder) == 3
-                and isinstance(holder[0], nn.AdaptiveAvgPool2d)
-            ):
-                return parent, child.in_features, child.out_features, False
-            return name, child.in_features, child.out_features, False
-        if isinstance(child, nn.Conv2d):
+            parent = name.rpartition(".")[0]
+            whole = parent if parent and _is_pooled(module.get_submodule(parent)) else name
+            if whole:
+                return whole, child.in_features, child.out_features, False
+        if isinstance(child, nn.Conv2d) and "." in name:
             return name.rpartition(".")[0], child.in_channels, child.out_channels, True
-    raise ModelError("model.architecture has neither a linear layer nor a convolution to end in. Use a classifier.")
+    raise ModelError(
+        "model.architecture must end in a named linear layer, or a convolution inside a named block, got neither. "
+        "Use a classifier."
+    )
+
+
+def _is_pooled(head: nn.Module) -> bool:
+    """Whether it is average pooling to one value, flattening and a linear layer, as Everfresh makes them."""
+    return (
+        isinstance(head, nn.Sequential)
+        and [type(layer) for layer in head] == [nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear]
+        and cast(nn.AdaptiveAvgPool2d, head[0]).output_size in (1, (1, 1))
+    )
 
 
 def _replace_head(module: nn.Module, path: str, width: int, classes: int, seed: int, *, pooled: bool) -> None:
     torch.manual_seed(seed)
-    layer = nn.Linear(width, classes)
+    old = module.get_submodule(path)
+    layer = nn.Linear(width, classes, bias=old.bias is not None if isinstance(old, nn.Linear) else True)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), layer) if pooled else layer
     module.set_submodule(path, head)
 
@@ -307,16 +328,24 @@ def _spec(config: ModelConfig, head: str, width: int, *, native: bool) -> ModelS
 def _with_head(module: nn.Module, config: ModelConfig, seed: int) -> tuple[nn.Module, ModelSpec]:
     path, width, outputs, convolution = _find_head(module)
     if convolution or outputs != len(config.classes):
-        _replace_head(module, path, width, len(config.classes), seed, pooled=convolution)
+        pooled = convolution or _is_pooled(module.get_submodule(path))
+        _replace_head(module, path, width, len(config.classes), seed, pooled=pooled)
     return module, _spec(config, path, width, native=False)
 
 
 def _from_state(
     config: ModelConfig, state: dict[str, Tensor], seed: int, *, keep_head: bool = False
 ) -> tuple[nn.Module, ModelSpec]:
-    path, width, _, convolution = _find_head(_architecture(config.architecture, len(config.classes)))
-    ours = convolution and f"{path}.2.weight" in state  # a linear layer on pooled features, as Everfresh releases it
-    weight = state.get(f"{path}.2.weight" if ours else f"{path}.1.weight" if convolution else f"{path}.weight")
+    plain = _architecture(config.architecture, len(config.classes))
+    path, width, _, convolution = _find_head(plain)
+    candidate = state.get(f"{path}.2.weight")
+    ours = (
+        convolution and candidate is not None and candidate.ndim == 2
+    )  # a linear layer on pooled features, as Everfresh releases it
+    pooled = ours or _is_pooled(plain.get_submodule(path))
+    convolutions = [n for n, m in plain.named_modules() if n.startswith(f"{path}.") and isinstance(m, nn.Conv2d)]
+    native = convolutions[-1] if convolution else path
+    weight = state.get(f"{path}.2.weight" if pooled else f"{native}.weight")
     if weight is None:
         raise ModelError(
             f"model.weights do not fit model.architecture {config.architecture}: no head at {path!r}. "
@@ -350,7 +379,7 @@ def _load_strict(module: nn.Module, state: dict[str, Tensor], name: str) -> None
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        first = " ".join(str(error).split())[:300]
+        first = " ".join(str(error).split())[:300].rstrip(".")
         raise ModelError(
             f"{name} do not fit model.architecture: {first}. Name the architecture they were trained with."
         ) from error

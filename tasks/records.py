@@ -219,7 +219,7 @@ class ColumnDrift(BaseModel):
 
 
 class LabelAgreement(BaseModel):
-    """Do the window's labels agree with what is known?"""
+    """Whether the window's labels agree with what is known."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -182,7 +182,7 @@ class FolderStore(Store):
     def _replace(self, key: str, content: bytes | Path) -> None:
         with self._finished(key, content) as finished:
             try:
-                os.replace(finished, self._path(key))
+                finished.replace(self._path(key))
             except OSError as error:
                 raise self._failed("write", key, error) from error
 

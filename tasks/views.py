@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,12 @@ class ViewWriter:
         self.rejected: list[dict[str, Any]] = []
         self._shards: list[Path] = []
         self._file: io.BufferedWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
 
     def add(self, data: bytes, **fields: Any) -> None:
         """Append one sample's bytes to the open shard."""
@@ -177,7 +183,7 @@ class View:
             import pyarrow.parquet as pq
 
             table = pq.read_table(self.store.local(self.window.manifest))
-            columns = [table[name].to_pylist() for name in Sample.__slots__]  # type: ignore[attr-defined]
+            columns = [table[name].to_pylist() for name in Sample.__slots__]
             self._samples = [Sample(*row) for row in zip(*columns, strict=True)]
         return self._samples
 

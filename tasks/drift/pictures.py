@@ -143,7 +143,7 @@ def _bars(axes: Axes, reference: NDArray[Any], current: NDArray[Any]) -> None:
     axes.locator_params(axis="x", nbins=5, integer=True)
 
 
-def _short(name: str, most: int = 12) -> str:
+def _short(name: str, most: int = 11) -> str:
     """Long names lose their middle: what tells them apart often stands at the end."""
     return plain(name if len(name) <= most else f"{name[: most // 2]}…{name[-(most - most // 2 - 1) :]}")
 
@@ -171,8 +171,8 @@ def contact_sheet(unusual: Sequence[tuple[bytes, str]], typical: Sequence[tuple[
     sheet.axis("off")
     for block, (title, colour, samples) in enumerate(blocks):
         left = 12 + block * 452
-        sheet.text(left, 22, title, size=13, weight="bold", color=colour, va="center")
-        note = "label → prediction, confidence"
+        sheet.text(left, 22, title, size=12.5, weight="bold", color=colour, va="center")
+        note = "label → prediction"
         sheet.text(left + across * (side + gap) - gap, 24, note, size=8.5, color=GREY, ha="right", va="center")
         sheet.plot([left, left + across * (side + gap) - gap], [37, 37], color=colour, linewidth=2)
         if not samples:

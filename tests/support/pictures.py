@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import struct
 import tarfile
+import zlib
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -53,6 +55,21 @@ def digits(count: int, *, start: int = 0, classes: Sequence[str] = DIGITS, side:
 def noise(seed: int, side: int = 16, form: str = "png") -> bytes:
     """A picture of coloured noise; each seed gives another one."""
     return encode(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8), form)
+
+
+def animated_gif() -> bytes:
+    """A GIF of three frames."""
+    frames = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (0, 128, 255)]
+    sink = io.BytesIO()
+    frames[0].save(sink, "GIF", save_all=True, append_images=frames[1:])
+    return sink.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds nothing: what a decompression bomb looks like before it is opened."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 10) + b"IDAT" + b"\0" * 14
 
 
 def write_folder(folder: Path, files: dict[str, bytes]) -> Path:

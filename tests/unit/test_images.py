@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
-import struct
-import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.pictures import digit, encode, noise
+from support.pictures import animated_gif, digit, encode, noise, png_header
 
 from everfresh.tasks.errors import DataError
 from everfresh.tasks.images import MAX_PIXELS, Picture, decode, examine, normalise, to_tensor
@@ -26,18 +25,6 @@ def saved(image: Image.Image, form: str, **options: object) -> bytes:
     sink = io.BytesIO()
     image.save(sink, form, **options)
     return sink.getvalue()
-
-
-def animated_gif() -> bytes:
-    frames = [Image.fromarray(flat(v)) for v in (0, 128, 255)]
-    return saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds nothing: what a decompression bomb looks like before it is opened."""
-    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
-    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 10) + b"IDAT" + b"\0" * 14
 
 
 # --- what is refused -------------------------------------------------------------------------------------
@@ -75,10 +62,8 @@ def test_damaged_bytes_are_a_picture_or_a_data_error_never_a_crash(
     data = data[: max(1, int(len(data) * keep))]
     for where, value in cuts:
         data[int(where * (len(data) - 1))] = value
-    try:
+    with contextlib.suppress(DataError):
         examine(bytes(data))
-    except DataError as error:
-        assert str(error)
 
 
 # --- what becomes RGB ------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def test_create_after_put_is_refused_and_after_delete_granted(store: Store) -> N
 
 
 def test_of_eight_creators_of_one_key_exactly_one_wins_and_its_bytes_stand(store: Store) -> None:
-    for attempt in range(2):
+    for attempt in range(2 if isinstance(store, FolderStore) else 1):  # S3 takes a second for each
         barrier = threading.Barrier(8)
 
         def create(writer: int, key: str = f"race/{attempt}", barrier: threading.Barrier = barrier) -> bool:

@@ -1,0 +1,54 @@
+# Each target works alone on a fresh machine with Python 3.11–3.13 and make.
+PYTHON ?= python3
+BIN := .venv/bin
+HOME_OF_RUNS := $(CURDIR)/run/prefect
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: help run test lint format bench bench-seeds bench-pacs bench-kill lock clean
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# The stamp is newer than the lock once everything in it is installed: the next call starts at once.
+.venv/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Everfresh needs Python 3.11, 3.12 or 3.13, got %d.%d. Say which with: make PYTHON=python3.12" % sys.version_info[:2])'
+	@echo "Installing into .venv: about 5 GB, a minute or more the first time"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --quiet -e .
+	@touch $@
+
+run: .venv/.installed ## see the whole loop work on real digits, about two minutes
+	@PREFECT_HOME="$${PREFECT_HOME:-$(HOME_OF_RUNS)}" $(BIN)/everfresh demo run/digits
+
+test: .venv/.installed ## the whole suite, under 10 minutes on 2 cores
+	@$(BIN)/pytest
+
+lint: .venv/.installed ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.installed ## let ruff rewrite
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.installed ## what an idle tick costs against an empty flow
+	$(BIN)/python benchmarks/idle_tick.py
+
+bench-seeds: .venv/.installed ## the demo over 10 seeds, half an hour
+	$(BIN)/python benchmarks/demo_seeds.py
+
+bench-pacs: .venv/.installed ## photo, art painting, cartoon over 5 seeds; needs PACS_DATA and SQUEEZENET
+	$(BIN)/python benchmarks/pacs_stream.py
+
+bench-kill: .venv/.installed ## kill -9 at random moments of the demo, then compare with an undisturbed run
+	$(BIN)/python benchmarks/kill_demo.py
+
+lock: .venv/.installed ## resolve anew, hashes and no host names
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header --extra dev pyproject.toml -o requirements.lock
+
+clean: ## remove the environment and all runs
+	rm -rf .venv run build *.egg-info

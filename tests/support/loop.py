@@ -1,0 +1,123 @@
+"""The loop without Prefect: small real digits as PNG files, the stages called one after the other."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+from support.pictures import digits, write_folder
+
+from everfresh.tasks import decide, drift, evaluate, fine_tune, ingest, journal, publish
+from everfresh.tasks.config import PipelineConfig, parse_config
+from everfresh.tasks.ledger import champion_moves, find
+from everfresh.tasks.records import AliasMove, Candidate, Decision, DriftReport, Evaluation, JournalEntry, Release, Tick
+from everfresh.tasks.store import Store
+
+CLASSES = ("zero", "one", "two")
+SIDE = 16
+"""Pixels of the files and of the model's input."""
+
+
+def pipeline(folder: Path, **changes: dict[str, Any] | Any) -> PipelineConfig:
+    """A pipeline over ``<folder>/inbox`` that trains in a second; a mapping changes single fields of a section."""
+    raw: dict[str, Any] = {
+        "name": "digits",
+        "store": str(folder / "store"),
+        "source": {"kind": "folder", "path": str(folder / "inbox")},
+        "window": {"holdout_fraction": 0.35, "tune_fraction": 0.15},
+        "model": {
+            "architecture": "everfresh.tasks.models:small_cnn",
+            "weights": None,
+            "classes": CLASSES,
+            "image_size": SIDE,
+            "mean": (0.3, 0.3, 0.3),
+            "std": (0.3, 0.3, 0.3),
+        },
+        "drift": {"report": False, "permutations": 199, "components": 4},
+        "policy": {"bootstrap": "pretrained", "ladder": ["head", "full"]},
+        "fine_tune": {"epochs": 4, "batch_size": 16, "learning_rate": 0.005, "augment": "none"},
+    }
+    for name, change in changes.items():
+        raw[name] = raw.get(name, {}) | change if isinstance(change, dict) else change
+    return parse_config(raw)
+
+
+def arrive(
+    config: PipelineConfig, count: int, *, start: int = 0, classes: Sequence[str] = CLASSES, aged: bool = False
+) -> None:
+    """Put digits into the pipeline's inbox; `aged` ones are turned and inverted, as no clean one ever is."""
+    files = digits(count, start=start, classes=classes, side=SIDE)
+    if aged:
+        files = {f"aged/{key}": _age(data) for key, data in files.items()}
+    write_folder(Path(config.source.path), files)  # type: ignore[union-attr]
+
+
+def _age(data: bytes) -> bytes:
+    picture = Image.open(io.BytesIO(data)).transpose(Image.Transpose.ROTATE_90)
+    sink = io.BytesIO()
+    ImageOps.invert(picture).save(sink, "PNG")
+    return sink.getvalue()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that one tick made."""
+
+    tick: Tick
+    drift: DriftReport | None
+    decision: Decision
+    tried: tuple[Candidate, ...]
+    evaluation: Evaluation | None
+    move: AliasMove | None
+    entry: JournalEntry
+
+
+def open_tick(store: Store, config: PipelineConfig, request: str = "") -> Tick:
+    """Begin a tick over the next window; over the last one again if a person's `request` forces it."""
+    entry = journal.stream(store).last() if request else journal.pending(store) or ingest.ingest(store, config)
+    if entry is None:
+        raise LookupError("nothing is new")
+    return journal.begin(store, journal.outlook(store, entry, request=request))
+
+
+def run_window(store: Store, config: PipelineConfig, request: str = "") -> Outcome:
+    """One whole tick: what the flow does, in its order."""
+    tick = open_tick(store, config, request)
+    window = journal.window_of(store, tick.view)
+    measured = drift.detect(store, config, tick) if tick.champion else None
+    champion = champion_moves(store).entry(tick.champion_move)
+    release = find(store, f"releases/{champion.release}/release.json", Release) if champion else None
+    decision = decide.decide(
+        config.policy,
+        tick,
+        window,
+        measured,
+        journal.previous(store, tick.seq, request),
+        champion,
+        release.created_at if release else None,
+    )
+    tried: list[Candidate] = []
+    while rung := decide.next_rung(decision, tried):
+        tried.append(fine_tune.fine_tune(store, config, tick, rung, tried[-1] if tried else None))
+    evaluation, move = None, None
+    if challenger := decide.best(tried):
+        evaluation = evaluate.evaluate(store, config, tick, challenger, against=tick.champion_move)
+        bank = decide.bank_after(tick, window, measured, decide.judge_labels(measured, evaluation))
+        if evaluation.passed:
+            move = publish.publish(store, config, tick, challenger, evaluation, bank)
+    trust = decide.judge_labels(measured, evaluation)
+    bank = decide.bank_after(tick, window, measured, trust)
+    entry = journal.end(store, tick, measured, decision, tried, evaluation, move, trust, bank)
+    return Outcome(tick, measured, decision, tuple(tried), evaluation, move, entry)
+
+
+def release_of(store: Store, move: AliasMove) -> Release:
+    """The release that a move made champion."""
+    found = find(store, f"releases/{move.release}/release.json", Release)
+    if found is None:
+        raise LookupError(move.release)
+    return found

@@ -1,0 +1,271 @@
+"""Shift: valid p-values, exact distances, and estimates that follow the model down."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest, ks_2samp
+
+from everfresh.tasks.config import DriftConfig
+from everfresh.tasks.drift import shift
+from everfresh.tasks.drift.detect import MIN_SAMPLES, agreement, compare_all
+from everfresh.tasks.drift.frame import Frame
+from everfresh.tasks.drift.shift import Shift, compare, concatenate, estimated_accuracy, mixture, unusual
+
+CLASSES = ("a", "b", "c")
+
+
+def frame(count: int, seed: int = 0, *, move: float = 0.0, sites: tuple[str, ...] = ("x", "y"), sharp: float = 3.0) -> Frame:
+    """A model of three classes on Gaussian embeddings; `move` shifts these, and all that follows from them."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count)
+    embeddings = rng.normal(size=(count, 6)) + 2 * np.eye(6)[labels] + move
+    exponent = np.exp(sharp * embeddings[:, :3])
+    probabilities = exponent / exponent.sum(axis=1, keepdims=True)
+    return Frame(
+        numerical={"brightness": rng.normal(size=count) + move, "confidence": probabilities.max(axis=1)},
+        categorical={
+            "prediction": np.array(CLASSES)[probabilities.argmax(axis=1)],
+            "site": rng.choice(np.array(sites, dtype=np.str_), count),
+        },
+        probabilities=probabilities,
+        embeddings=embeddings,
+        classes=CLASSES,
+        labels=labels,
+        places=((None, 0),) * count,  # type: ignore[arg-type]
+    )
+
+
+def altered(sample: Frame, **changes: Any) -> Frame:
+    return Frame(**{**vars(sample), **changes})
+
+
+def measure(reference: Frame, current: Frame, *, permutations: int = 99, seed: int = 0, components: int = 3) -> Shift:
+    return compare("r", reference, current, components=components, permutations=permutations, seed=seed)
+
+
+# --- p-values ------------------------------------------------------------------------------------------------
+
+
+def test_quiet_windows_alarm_no_more_often_than_declared() -> None:
+    trials = 300
+    values = np.array([measure(frame(25, 2 * i), frame(20, 2 * i + 1), seed=i).p_value for i in range(trials)])
+    for level in (0.05, 0.1, 0.2, 0.5):
+        alarms = int((values <= level).sum())
+        assert binomtest(alarms, trials, level, "greater").pvalue > 1e-3, f"{alarms} of {trials} at {level}"
+    assert (values <= 0.5).mean() > 0.4  # and it is not merely asleep
+
+
+def test_correlated_columns_do_not_dull_it() -> None:
+    """Twenty copies of one column count as one."""
+    copies = {f"copy {i}": 1.0 * i for i in range(20)}
+    one, many = frame(30, 1), frame(30, 2, move=0.4)
+    more = [altered(f, numerical=f.numerical | {n: f.numerical["brightness"] * 2 + i for n, i in copies.items()}) for f in (one, many)]
+    assert measure(*more, permutations=499).p_value == pytest.approx(measure(one, many, permutations=499).p_value, abs=0.03)
+
+
+def test_a_p_value_is_never_zero_and_a_strong_shift_reaches_the_least() -> None:
+    found = measure(frame(60), frame(50, 1, move=3.0), permutations=199)
+    assert found.p_value == 1 / 200
+    assert all(1 / 200 <= c.p_value <= 1 for c in found.columns)
+
+
+def test_a_strong_shift_names_the_column_that_moved() -> None:
+    quiet, moved = frame(60), frame(50, 1)
+    moved = altered(moved, numerical=moved.numerical | {"brightness": moved.numerical["brightness"] + 4})
+    first = measure(quiet, moved).columns[0]
+    assert (first.name, first.kind, first.p_value) == ("brightness", "numerical", 0.01)
+    assert first.effect == pytest.approx(4, abs=0.8)
+    assert first.current_mean - first.reference_mean == pytest.approx(4, abs=0.5)  # type: ignore[operator]
+
+
+def test_the_p_value_is_the_smallest_corrected_one() -> None:
+    found = measure(frame(30), frame(30, 1, move=0.3))
+    assert found.p_value == min(c.p_value for c in found.columns)
+    assert found.score == max(c.statistic for c in found.columns)
+
+
+def test_the_order_of_samples_does_not_change_a_distance() -> None:
+    reference, current = frame(30), frame(25, 1, move=0.5)
+    rng = np.random.default_rng(5)
+    mixed = reference.take(rng.permutation(30)), current.take(rng.permutation(25))
+    before = {c.name: c.statistic for c in measure(reference, current).columns}
+    after = {c.name: c.statistic for c in measure(*mixed).columns}
+    assert after == pytest.approx(before, abs=1e-6)
+
+
+def test_a_seed_gives_the_same_result_again() -> None:
+    assert measure(frame(30), frame(30, 1), seed=3).columns == measure(frame(30), frame(30, 1), seed=3).columns
+
+
+# --- distances -------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.integers(0, 6), min_size=1, max_size=30),
+    st.lists(st.integers(0, 6), min_size=1, max_size=30),
+)
+def test_the_distance_of_numbers_is_kolmogorov_smirnov_with_ties(ours: list[int], theirs: list[int]) -> None:
+    deal = np.array([[True] * len(ours) + [False] * len(theirs)])
+    found = shift._ks(np.array(ours + theirs, dtype=np.float64), deal)
+    assert found[0] == pytest.approx(ks_2samp(ours, theirs).statistic, abs=1e-6)
+
+
+def test_deals_in_many_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = measure(frame(30), frame(30, 1)).columns
+    monkeypatch.setattr(shift, "BLOCK", 100)
+    assert measure(frame(30), frame(30, 1)).columns == whole
+
+
+def test_the_distance_of_categories_is_total_variation() -> None:
+    pooled = np.array(["cat", "cat", "dog", "cow", "dog", "dog", "dog", "emu"])
+    deal = np.array([[True] * 4 + [False] * 4])  # ours: cat ½, dog ¼, cow ¼; theirs: dog ¾, emu ¼
+    assert shift._total_variation(pooled, deal)[0] == pytest.approx((0.5 + 0.5 + 0.25 + 0.25) / 2)
+
+
+def test_a_category_that_is_new_is_seen() -> None:
+    found = measure(frame(60), frame(60, 1, sites=("y", "z")), permutations=499)
+    site = next(c for c in found.columns if c.name == "site")
+    assert (site.kind, site.p_value) == ("categorical", 1 / 500)
+    assert site.statistic == site.effect == pytest.approx(0.5, abs=0.15)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_slice_that_only_one_side_has_is_left_out(side: int) -> None:
+    pair = [frame(30), frame(30, 1)]
+    pair[side] = altered(pair[side], categorical={"prediction": pair[side].categorical["prediction"]})
+    assert "site" not in {c.name for c in measure(*pair).columns}
+
+
+def test_constant_columns_are_harmless() -> None:
+    pair = [
+        altered(
+            f,
+            numerical=f.numerical | {"brightness": np.full(len(f), 0.3)},
+            categorical={"prediction": np.full(len(f), "a")},
+            embeddings=np.full((len(f), 6), 0.1),
+        )
+        for f in (frame(30), frame(25, 1))
+    ]
+    found = measure(*pair)
+    still = [c for c in found.columns if c.name in {"brightness", "prediction"} or c.name.startswith("embedding")]
+    assert len(still) == 5
+    assert all((c.statistic, c.p_value) == (0, 1) for c in still)
+    assert found.p_value > 0.01
+
+
+@pytest.mark.parametrize("components", [0, 2, 50])
+def test_so_many_components_of_the_embedding_are_tested(components: int) -> None:
+    names = [c.name for c in measure(frame(30), frame(25, 1), components=components).columns]
+    assert sum(n.startswith("embedding") for n in names) == min(components, 6)
+
+
+# --- mixtures and small components -----------------------------------------------------------------------------
+
+
+def regimes() -> dict[str, Frame]:
+    return {"photo": frame(80, 1), "painting": frame(80, 2, move=4)}
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_a_mixture_of_known_regimes_is_quiet_where_each_alone_alarms(share: float) -> None:
+    first = int(60 * share)
+    current = concatenate([frame(first, 3), frame(60 - first, 4, move=4)])
+    found = {s.name: s.p_value for s in compare_all(regimes(), current, DriftConfig(), seed=0)}
+    assert found["photo"] == found["painting"] == 0.001
+    assert found["mixture"] > 0.05
+
+
+def test_what_is_neither_regime_nor_mixture_alarms() -> None:
+    current = frame(60, 3, move=-4)
+    assert max(s.p_value for s in compare_all(regimes(), current, DriftConfig(), seed=0)) == 0.001
+
+
+def test_a_mixture_has_the_shares_that_fit_the_window() -> None:
+    mixed = mixture(regimes(), concatenate([frame(15, 3), frame(45, 4, move=4)]), seed=0)
+    assert mixed is not None
+    assert (mixed.embeddings.mean(axis=1) > 2.5).mean() == pytest.approx(0.75, abs=0.06)
+    assert len(mixed) >= 80
+
+
+def test_one_component_is_no_mixture() -> None:
+    assert mixture({"photo": frame(30)}, frame(30, 1), 0) is None
+    assert mixture(regimes(), frame(60, 3), 0) is None
+
+
+def test_a_component_too_small_to_test_does_not_hide_drift() -> None:
+    tiny = frame(MIN_SAMPLES - 1, 9)
+    found = compare_all({"photo": frame(80, 1), "tiny": tiny}, frame(60, 3, move=4), DriftConfig(), seed=0)
+    assert max(s.p_value for s in found) == 0.001
+
+
+@pytest.mark.parametrize(("reference", "current"), [(MIN_SAMPLES - 1, 60), (60, MIN_SAMPLES - 1), (60, 0)])
+def test_with_too_few_samples_nothing_is_tested(reference: int, current: int) -> None:
+    (found,) = compare_all({"photo": frame(reference)}, frame(current, 1, move=5), DriftConfig(), seed=0)
+    assert (found.p_value, found.columns, found.score) == (1.0, (), 0)
+
+
+# --- the estimate without labels -------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 80), st.integers(0, 40), st.floats(0.5, 20))
+def test_the_estimate_is_exact_on_the_reference_itself(count: int, seed: int, sharp: float) -> None:
+    reference = frame(count, seed, sharp=sharp / 10)
+    accuracy, estimate = estimated_accuracy(reference, reference, seed=0)
+    assert accuracy == reference.correct.mean()
+    assert estimate.value == pytest.approx(accuracy)
+    assert estimate.low <= estimate.value <= estimate.high
+
+
+def test_the_estimate_falls_with_the_model() -> None:
+    reference = frame(200, sharp=1.0)
+    blurred = frame(200, 1, sharp=0.4)
+    accuracy, estimate = estimated_accuracy(reference, blurred, seed=0)
+    assert estimate.high < accuracy
+
+
+def test_the_estimate_uses_labelled_reference_samples_only() -> None:
+    reference = frame(60)
+    half = altered(reference, labels=np.where(np.arange(60) < 30, reference.labels, -1))
+    accuracy, _ = estimated_accuracy(half, frame(20, 1), seed=0)
+    assert accuracy == reference.correct[:30].mean()
+
+
+def test_without_labels_or_samples_the_estimate_says_that_it_knows_nothing() -> None:
+    blank = altered(frame(30), labels=np.full(30, -1))
+    for reference, current in ((blank, frame(20, 1)), (frame(30), frame(0, 1))):
+        _, estimate = estimated_accuracy(reference, current, seed=0)
+        assert (estimate.low, estimate.high) == (0, 1)
+
+
+# --- labels and unusual samples ----------------------------------------------------------------------------------
+
+
+def test_labels_agree_with_the_champion_and_their_neighbours_unless_shuffled() -> None:
+    right = frame(120)
+    shuffled = altered(right, labels=np.random.default_rng(0).permutation(right.labels))
+    good, bad = agreement(right), agreement(shuffled)
+    assert good is not None
+    assert bad is not None
+    assert good.champion.value == right.correct.mean()
+    assert good.neighbours > 0.6 > 0.5 > bad.neighbours
+    assert bad.champion.high < 0.6
+    assert bad.chance == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_too_few_labels_say_nothing() -> None:
+    sample = frame(40)
+    few = altered(sample, labels=np.where(np.arange(40) < MIN_SAMPLES - 1, sample.labels, -1))
+    assert agreement(few) is None
+
+
+def test_the_most_unusual_sample_is_found() -> None:
+    odd = frame(20, 1)
+    odd.embeddings[7] += 50
+    strange, typical = unusual(frame(40), odd, 3)
+    assert strange[0] == 7
+    assert len(strange) == len(typical) == 3
