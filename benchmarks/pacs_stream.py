@@ -65,8 +65,8 @@ def run(seed: int, rung: str) -> dict[str, Any]:
         row = {
             "seed": seed,
             "rung": rung,
-            "frozen": by_domain(store, config, entries[0].champion),
-            "champion": by_domain(store, config, entries[-1].champion),
+            "frozen": by_domain(store, entries[0].champion),
+            "champion": by_domain(store, entries[-1].champion),
             "seconds": [e.cost.seconds for e in trained],
             "releases": sum(e.version is not None for e in entries),
             "alarms": [e.seq for e in entries if e.alarm],
@@ -76,7 +76,7 @@ def run(seed: int, rung: str) -> dict[str, Any]:
         return row
 
 
-def by_domain(store: Any, config: Any, release_id: str | None) -> dict[str, float]:
+def by_domain(store: Any, release_id: str | None) -> dict[str, float]:
     """Accuracy of a release on all hold-outs of each domain."""
     import numpy as np
 

@@ -78,7 +78,7 @@ def _weights(config: PipelineConfig) -> str:
     return f"{spec.architecture}: {models.parameters(module):,} weights, embedding of {spec.embedding_dim}"
 
 
-def _prefect(config: PipelineConfig) -> str:
+def _prefect(_config: PipelineConfig) -> str:
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         home = os.environ.get("PREFECT_HOME", str(Path("~/.prefect").expanduser()))
@@ -89,6 +89,7 @@ def _prefect(config: PipelineConfig) -> str:
         httpx.get(f"{url.rstrip('/')}/health", timeout=5).raise_for_status()
     except httpx.HTTPError as error:
         raise EverfreshError(
-            f"PREFECT_API_URL must lead to a Prefect server, got {url} ({error}). Start one with `prefect server start`, or unset it."
+            f"PREFECT_API_URL must lead to a Prefect server, got {url} ({error}). "
+            "Start one with `prefect server start`, or unset it."
         ) from error
     return f"{url}: healthy"

@@ -232,8 +232,7 @@ def rollback(
         if not to.removeprefix("v").isdigit():
             raise ConfigError(f"--to must be a version such as v3, got {to!r}. See `everfresh history`.")
         version = int(to.removeprefix("v"))
-    config, store = _opened(pipeline)
-    _moved(publish.rollback(store, version, reason=reason), as_json)
+    _moved(publish.rollback(_opened(pipeline)[1], version, reason=reason), as_json)
 
 
 @app.command()

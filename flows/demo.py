@@ -80,7 +80,8 @@ def run_demo(folder: Path, seed: int) -> None:
     if known == len(SCHEDULE):
         fresh = retrain(config)
         console.print(
-            f"Every window was treated before: {len(fresh)} trained, {len(fresh)} published, in {time.monotonic() - begun:.0f} s."
+            f"Every window was treated before: nothing was trained, nothing published ({len(fresh)} ticks, "
+            f"{time.monotonic() - begun:.0f} s)."
         )
     page = _report(folder, scores, entries)
     _closing_words(console, folder, page, scores, entries, time.monotonic() - begun)

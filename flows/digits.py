@@ -74,7 +74,8 @@ def scan(digits: NDArray[np.float64], scanner: Scanner) -> NDArray[np.uint8]:
         sheared = ndimage.affine_transform(digit, [[1, 0], [slope, 1]], offset=[0, -slope * 3.5], order=1)
         blurred = ndimage.gaussian_filter(sheared, scanner.blur) if scanner.blur else sheared
         pages.append(ndimage.zoom(blurred * scanner.contrast, SIDE / 8, order=1, grid_mode=True, mode="nearest"))
-    return np.round(np.clip(np.stack(pages), 0, 1) * 255).astype(np.uint8)
+    grey: NDArray[np.uint8] = np.round(np.clip(np.stack(pages), 0, 1) * 255).astype(np.uint8)
+    return grey
 
 
 @cache

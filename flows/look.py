@@ -106,3 +106,23 @@ def _why(entry: JournalEntry) -> str:
 def share(value: float | None) -> str:
     """A share as people read it."""
     return "–" if value is None else f"{value:.1%}"
+
+
+def fingerprint(store: Store) -> list[dict[str, Any]]:
+    """What two runs over the same stream have equal: ids, decisions and digests of weights; no times, costs, addresses."""
+    entries, moves = history(store)
+    ticks: list[dict[str, Any]] = [
+        {
+            "window": e.view,
+            "drift": e.drift,
+            "alarm": e.alarm,
+            "decision": e.decision.model_dump(mode="json"),
+            "tried": [[t.rung, t.candidate, t.weights_sha256] for t in e.tried],
+            "evaluation": e.evaluation,
+            "failed_gates": e.failed_gates,
+            "champion": e.champion,
+            "trust": e.trust,
+        }
+        for e in entries
+    ]
+    return [*ticks, *({"move": m.kind, "release": m.release, "version": m.version} for m in moves)]

@@ -79,7 +79,8 @@ def decide(
         return _nothing(*reasons, obstacle)
     since = last.windows_since_training if last else policy.cooldown_windows
     if since < policy.cooldown_windows:
-        words = f"but only {since} windows have passed since the last training, within the cooldown of {policy.cooldown_windows}"
+        passed = f"but only {since} windows have passed since the last training"
+        words = f"{passed}, within the cooldown of {policy.cooldown_windows}"
         return _nothing(*reasons, words)
     return Decision(action="retrain", reasons=reasons, triggers=fired, ladder=ladder, target=target)
 

@@ -186,7 +186,8 @@ def _alias_verdicts(move: AliasMove, candidate: Candidate) -> list[Verdict]:
 
 
 def _right(scores: Tensor, labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    return (scores.argmax(dim=1).numpy() == labels).astype(np.float64)
+    hits: NDArray[np.float64] = (scores.argmax(dim=1).numpy() == labels).astype(np.float64)
+    return hits
 
 
 def _judge(ours: Embedder, theirs: Embedder | None, views: Sequence[View], comparable: Sequence[str], most: int) -> Judged:

@@ -294,7 +294,7 @@ class _Trainer:
         peak = self.config.learning_rate if rung == "pretrained" else self.config.learning_rate / 3
         self.peak = peak
         self.layout = models.layout(config.model.precision)
-        module = module.to(memory_format=self.layout)  # type: ignore[call-overload]
+        module = module.to(memory_format=self.layout)
         optimizer = torch.optim.AdamW(_groups(module, self.config.weight_decay), lr=peak)
         self.module: nn.Module
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)

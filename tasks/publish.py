@@ -194,12 +194,12 @@ def rollback(store: Store, to: int | None = None, *, reason: str = "", by: str |
 
 def pin(store: Store, *, reason: str = "", by: str | None = None) -> AliasMove:
     """Keep the champion where it is: no challenger can replace it until ``unpin``."""
-    return _move(store, "pin", lambda head, _: {"pinned": True}, reason or "pinned", by)
+    return _move(store, "pin", lambda *_: {"pinned": True}, reason or "pinned", by)
 
 
 def unpin(store: Store, *, reason: str = "", by: str | None = None) -> AliasMove:
     """Let challengers replace the champion again. Releases that were rolled back stay barred."""
-    return _move(store, "unpin", lambda head, _: {"pinned": False}, reason or "unpinned", by)
+    return _move(store, "unpin", lambda *_: {"pinned": False}, reason or "unpinned", by)
 
 
 def _move(store: Store, kind: Literal["rollback", "pin", "unpin"], change: Any, reason: str, by: str | None) -> AliasMove:

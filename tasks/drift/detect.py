@@ -74,14 +74,17 @@ def detect(store: Store, config: PipelineConfig, tick: Tick) -> DriftReport:
 
 
 def compare_all(components: Mapping[str, Frame], current: Frame, config: DriftConfig, seed: int) -> list[Shift]:
-    """The window against each component and, where there are several, against their best mixture."""
-    references = dict(components)
-    if len(current) >= MIN_SAMPLES and (mixed := shift.mixture(components, current, seed)) is not None:
+    """The window against each component and, where there are several, against their best mixture.
+
+    A component with too few samples is left out: any window would fit it.
+    """
+    references = {name: frame for name, frame in components.items() if len(frame) >= MIN_SAMPLES}
+    if len(current) < MIN_SAMPLES or not references:
+        return [Shift(name, 1.0, (), frame, {}) for name, frame in components.items()]
+    if (mixed := shift.mixture(references, current, seed)) is not None and len(mixed) >= MIN_SAMPLES:
         references["mixture"] = mixed
     return [
         shift.compare(name, frame, current, components=config.components, permutations=config.permutations, seed=seed)
-        if min(len(frame), len(current)) >= MIN_SAMPLES
-        else Shift(name, 1.0, (), frame, {})
         for name, frame in references.items()
     ]
 
@@ -134,7 +137,7 @@ def _explain(store: Store, folder: str, nearest: Shift, current: Frame) -> dict[
         files["columns.png"] = here / "columns.png"
         shown = {
             **nearest.values,
-            **{c: (nearest.reference.categorical[c], current.categorical[c]) for c in current.categorical},
+            **{c: (f[c], current.categorical[c]) for f in [nearest.reference.categorical] for c in f if c in current.categorical},
         }
         pictures.columns_picture(nearest.columns, shown, files["columns.png"])
         files["contact.png"] = here / "contact.png"

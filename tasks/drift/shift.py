@@ -134,8 +134,8 @@ def concatenate(frames: Sequence[Frame]) -> Frame:
 def estimated_accuracy(reference: Frame, current: Frame, seed: int) -> tuple[float, Interval]:
     """Accuracy of the champion on a window without its labels, by average thresholded confidence.
 
-    The threshold is where the share of reference samples below it equals the reference error; the estimate is the
-    share of the window above it (Garg et al., ICLR 2022).
+    As many reference samples are below the threshold as the champion has wrong; the estimate is the share of the
+    window that is not below it (Garg et al., ICLR 2022). On the reference itself it is exact.
 
     Returns:
         Accuracy on the labelled reference, and the estimate with its 95 % bootstrap interval over both samples.
@@ -147,7 +147,8 @@ def estimated_accuracy(reference: Frame, current: Frame, seed: int) -> tuple[flo
         return accuracy, Interval(value=accuracy, low=0.0, high=1.0)
 
     def estimate(rows: NDArray[np.int64], confidence: Floats) -> float:
-        threshold = np.quantile(reference.confidence[rows], 1 - correct[rows].mean(), method="inverted_cdf")
+        wrong = int((correct[rows] == 0).sum())
+        threshold = np.append(np.sort(reference.confidence[rows]), np.inf)[wrong]
         return float((confidence >= threshold).mean())
 
     rng = np.random.default_rng(seed)
@@ -176,12 +177,12 @@ def _numerical(reference: Frame, current: Frame, components: int) -> dict[str, t
         values[f"P({name})"] = (reference.probabilities[:, i], current.probabilities[:, i])
     pooled = np.concatenate([reference.embeddings, current.embeddings])
     pooled = pooled - pooled.mean(axis=0)
-    wanted = min(components, *pooled.shape)
-    if wanted:
-        _, _, directions = np.linalg.svd(pooled, full_matrices=False)
-        projected = pooled @ directions[:wanted].T  # (N + M, components)
-        for i in range(wanted):
-            values[f"embedding {i + 1}"] = (projected[: len(reference), i], projected[len(reference) :, i])
+    if components and pooled.size:
+        _, spread, directions = np.linalg.svd(pooled, full_matrices=False)
+        real = spread[:components] > 1e-9 * max(1.0, spread[0])  # beyond the rank is rounding, which knows a row's place
+        projected = pooled @ directions[: real.sum()].T  # (N + M, components)
+        for i, column in enumerate(projected.T, 1):
+            values[f"embedding {i}"] = (column[: len(reference)], column[len(reference) :])
     return values
 
 
@@ -189,15 +190,17 @@ def _ks(pooled: Floats, deals: NDArray[np.bool_]) -> Floats:
     """Kolmogorov-Smirnov distance (B,) of one column under every deal (B, N)."""
     order = np.argsort(pooled, kind="stable")
     ends = np.append(np.diff(pooled[order]) > 0, True)  # within ties the distance is not defined
-    members = int(deals[0].sum())
-    rest = deals.shape[1] - members
+    size, members = len(pooled), int(deals[0].sum())
+    whole = np.int32 if size**2 < 2**31 else np.int64  # exact: a column that does not vary has distance 0 in every deal
+    evenly = np.arange(1, size + 1, dtype=whole) * whole(members)
     distances = np.empty(len(deals))
-    rows = max(1, BLOCK // deals.shape[1])
+    rows = max(1, BLOCK // size)
     for start in range(0, len(deals), rows):
-        dealt = deals[start : start + rows][:, order]
-        gap = np.cumsum(dealt, axis=1, dtype=np.float32) * np.float32(1 / members + 1 / rest)
-        gap -= np.arange(1, deals.shape[1] + 1, dtype=np.float32) / np.float32(rest)
+        gap = np.cumsum(deals[start : start + rows][:, order], axis=1, dtype=whole)
+        gap *= whole(size)
+        gap -= evenly
         distances[start : start + rows] = np.abs(gap[:, ends]).max(axis=1)
+    distances /= float(members) * float(size - members)
     return distances
 
 

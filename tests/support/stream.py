@@ -56,8 +56,10 @@ def make_pipeline(folder: Path, name: str, **sections: Any) -> Pipeline:
     """Write the demo's pipeline file under another name; `sections` are laid over it, one level deep."""
     text = files("everfresh.flows").joinpath("templates/digits.yaml").read_text("utf-8").replace("$SEED", str(SEED))
     raw: dict[str, Any] = yaml.safe_load(text) | {"name": name}
-    raw["fine_tune"] |= {"epochs": 8}
+    raw["fine_tune"] |= {"epochs": 10, "learning_rate": 0.01}
+    raw["model"] |= {"image_size": 16}
     raw["drift"] = {"report": False, "permutations": 199}
+    raw["gates"] = [{"kind": "floor", "minimum": 0.3}, {"kind": "better"}, {"kind": "no_worse", "margin": 0.2}]
     for section, value in sections.items():
         raw[section] = {**raw.get(section, {}), **value} if isinstance(value, dict) else value
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, ks_2samp
 
@@ -105,6 +105,7 @@ def test_a_seed_gives_the_same_result_again() -> None:
 # --- distances -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:ks_2samp")  # of its own p-value, which is not looked at
 @given(
     st.lists(st.integers(0, 6), min_size=1, max_size=30),
     st.lists(st.integers(0, 6), min_size=1, max_size=30),
@@ -112,7 +113,7 @@ def test_a_seed_gives_the_same_result_again() -> None:
 def test_the_distance_of_numbers_is_kolmogorov_smirnov_with_ties(ours: list[int], theirs: list[int]) -> None:
     deal = np.array([[True] * len(ours) + [False] * len(theirs)])
     found = shift._ks(np.array(ours + theirs, dtype=np.float64), deal)
-    assert found[0] == pytest.approx(ks_2samp(ours, theirs).statistic, abs=1e-6)
+    assert found[0] == pytest.approx(ks_2samp(ours, theirs).statistic, abs=1e-12)
 
 
 def test_deals_in_many_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +142,12 @@ def test_a_slice_that_only_one_side_has_is_left_out(side: int) -> None:
     assert "site" not in {c.name for c in measure(*pair).columns}
 
 
+def test_directions_beyond_the_rank_of_the_embedding_are_left_out() -> None:
+    pair = [altered(f, embeddings=f.embeddings[:, :2] @ np.ones((2, 6))) for f in (frame(30), frame(25, 1))]
+    names = [c.name for c in measure(*pair, components=4).columns]
+    assert [n for n in names if n.startswith("embedding")] == ["embedding 1"]
+
+
 def test_constant_columns_are_harmless() -> None:
     pair = [
         altered(
@@ -152,9 +159,9 @@ def test_constant_columns_are_harmless() -> None:
         for f in (frame(30), frame(25, 1))
     ]
     found = measure(*pair)
-    still = [c for c in found.columns if c.name in {"brightness", "prediction"} or c.name.startswith("embedding")]
-    assert len(still) == 5
-    assert all((c.statistic, c.p_value) == (0, 1) for c in still)
+    still = [c for c in found.columns if c.name in {"brightness", "prediction"}]
+    assert [(c.statistic, c.p_value) for c in still] == [(0, 1)] * 2
+    assert not any(c.name.startswith("embedding") for c in found.columns)
     assert found.p_value > 0.01
 
 
@@ -168,13 +175,13 @@ def test_so_many_components_of_the_embedding_are_tested(components: int) -> None
 
 
 def regimes() -> dict[str, Frame]:
-    return {"photo": frame(80, 1), "painting": frame(80, 2, move=4)}
+    return {"photo": frame(200, 1), "painting": frame(200, 2, move=4)}
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
 def test_a_mixture_of_known_regimes_is_quiet_where_each_alone_alarms(share: float) -> None:
-    first = int(60 * share)
-    current = concatenate([frame(first, 3), frame(60 - first, 4, move=4)])
+    first = int(160 * share)
+    current = concatenate([frame(first, 3), frame(160 - first, 4, move=4)])
     found = {s.name: s.p_value for s in compare_all(regimes(), current, DriftConfig(), seed=0)}
     assert found["photo"] == found["painting"] == 0.001
     assert found["mixture"] > 0.05
@@ -189,7 +196,7 @@ def test_a_mixture_has_the_shares_that_fit_the_window() -> None:
     mixed = mixture(regimes(), concatenate([frame(15, 3), frame(45, 4, move=4)]), seed=0)
     assert mixed is not None
     assert (mixed.embeddings.mean(axis=1) > 2.5).mean() == pytest.approx(0.75, abs=0.06)
-    assert len(mixed) >= 80
+    assert len(mixed) >= 200
 
 
 def test_one_component_is_no_mixture() -> None:
@@ -212,6 +219,7 @@ def test_with_too_few_samples_nothing_is_tested(reference: int, current: int) ->
 # --- the estimate without labels -------------------------------------------------------------------------------
 
 
+@settings(max_examples=30)
 @given(st.integers(1, 80), st.integers(0, 40), st.floats(0.5, 20))
 def test_the_estimate_is_exact_on_the_reference_itself(count: int, seed: int, sharp: float) -> None:
     reference = frame(count, seed, sharp=sharp / 10)

@@ -1,0 +1,61 @@
+"""A real Prefect server, and a pipeline that two windows went through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.prefect_server import PrefectServer, session_server
+from support.stream import AGED, Pipeline, make_pipeline
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """The session's Prefect server; the flows of this process report to it."""
+    import torch
+    from prefect.logging.handlers import APILogHandler
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_HOME,
+        PREFECT_LOGGING_EXTRA_LOGGERS,
+        PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL,
+        temporary_settings,
+    )
+
+    running = session_server(request.config, tmp_path_factory.mktemp("prefect"))
+    settings = {
+        PREFECT_API_URL: running.api,
+        PREFECT_HOME: running.home,
+        PREFECT_LOGGING_EXTRA_LOGGERS: "everfresh",
+        PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL: "CRITICAL",
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the pictures are tiny; more threads would only wait for each other
+    with temporary_settings(settings):
+        yield running
+        APILogHandler.flush()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def played(server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """A pipeline after a clean window and an aged one. Look, do not touch: take `pipeline` to change something."""
+    from everfresh.flows.retrain import retrain
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EVERFRESH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        made = make_pipeline(tmp_path_factory.mktemp("played") / "p", "played", drift={"report": True})
+        made.arrives(1, samples=200)
+        retrain(made.config)
+        made.arrives(2, AGED)
+        retrain(made.config)
+    return made
+
+
+@pytest.fixture
+def pipeline(played: Pipeline, tmp_path: Path, request: pytest.FixtureRequest) -> Pipeline:
+    """A copy of the played pipeline for one test alone, without Evidently's report."""
+    copy = played.copy(tmp_path / "pipeline")
+    copy.file.write_text(copy.file.read_text("utf-8").replace("report: true", "report: false"), "utf-8")
+    return copy

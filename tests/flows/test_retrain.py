@@ -1,0 +1,279 @@
+"""Whole flows on a real Prefect server over real digits: a clean window, then a scanner that has aged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.pickles import find_pickles
+from support.prefect_server import PrefectServer
+from support.stream import AGED, Pipeline, make_pipeline
+
+from everfresh.flows.look import history
+from everfresh.flows.monitor import monitor
+from everfresh.flows.replay import replay
+from everfresh.flows.retrain import retrain
+from everfresh.flows.rollback import rollback
+from everfresh.tasks import publish
+from everfresh.tasks.errors import DataError, DigestMismatch, ObjectMissing, ReleaseError, StoreError
+from everfresh.tasks.journal import scheduled
+from everfresh.tasks.ledger import champion_moves, find, stream
+from everfresh.tasks.records import AliasMove, DriftReport, Evaluation, Release
+from everfresh.tasks.store import FolderStore
+
+MOVES = ("aliases", "aliases/champion.json", "journal", "releases", "stream")
+
+
+def live(pipeline: Pipeline) -> dict[str, bytes]:
+    """Everything of the live pipeline: all but what replays wrote."""
+    return {key: data for key, data in pipeline.bytes_of().items() if not key.startswith("replays/")}
+
+
+def failed_once(monkeypatch: pytest.MonkeyPatch, method: str, key: str, error: Exception) -> list[str]:
+    """Let one call of a folder store fail, the first on a key that holds `key`; returns the keys it met after that too."""
+    real: Callable[..., Any] = getattr(FolderStore, method)
+    met: list[str] = []
+
+    def faulty(self: FolderStore, at: str, *arguments: Any) -> Any:
+        if key in at:
+            met.append(at)
+            if len(met) == 1:
+                raise error
+        return real(self, at, *arguments)
+
+    monkeypatch.setattr(FolderStore, method, faulty)
+    return met
+
+
+def test_the_first_window_makes_version_1_and_an_aged_one_version_2(played: Pipeline) -> None:
+    first, second = scheduled(played.store)
+    assert (first.decision.action, first.version, first.drift) == ("bootstrap", 1, None)
+    assert second.alarm
+    assert (second.decision.action, second.version, second.champion_version) == ("retrain", 2, 2)
+    assert second.gain is not None
+    assert second.gain.value > 0
+    assert second.measured_accuracy is not None
+    assert second.challenger_accuracy is not None
+    assert second.challenger_accuracy > second.measured_accuracy + 0.1
+
+
+def test_no_object_of_the_store_is_a_pickle(played: Pipeline) -> None:
+    assert find_pickles(played.store) == []
+
+
+def test_nothing_new_is_nothing_done(pipeline: Pipeline) -> None:
+    before = live(pipeline)
+    assert retrain(pipeline.config) == []
+    after = live(pipeline)
+    assert b"idle_at" in after.pop("state.json")
+    assert after == before
+
+
+def test_a_forced_tick_leaves_an_entry_of_its_own_with_request_and_reason(pipeline: Pipeline) -> None:
+    entries = retrain(pipeline.config, force=True, reason="lens was cleaned", rung="head")
+    assert len(entries) == 1
+    forced = entries[0]
+    assert (forced.seq, forced.decision.triggers) == (2, ("force",))
+    assert forced.request
+    assert forced.decision.reasons == ("forced by a person: lens was cleaned",)
+    assert [t.rung for t in forced.tried] == ["head"]
+    again = retrain(pipeline.config, force=True, reason="once more", rung="head")[0]
+    assert again.request != forced.request
+    assert again.tried[0].candidate != forced.tried[0].candidate
+    assert [e.request for e in history(pipeline.store)[0]] == ["", "", forced.request, again.request]
+
+
+def test_a_forced_tick_takes_in_what_is_new_first(pipeline: Pipeline) -> None:
+    pipeline.arrives(3, AGED)
+    entries = retrain(pipeline.config, force=True, rung="head")
+    assert [(e.seq, bool(e.request)) for e in entries] == [(3, False), (3, True)]
+
+
+def test_force_on_an_empty_pipeline_does_nothing(server: PrefectServer, tmp_path: Path) -> None:
+    assert retrain(make_pipeline(tmp_path, "empty").config, force=True) == []
+
+
+def test_drain_goes_on_until_nothing_is_new(pipeline: Pipeline) -> None:
+    text = pipeline.file.read_text("utf-8").replace("window:", "window:\n  max_samples: 45")
+    pipeline.file.write_text(text, "utf-8")
+    pipeline.arrives(3, AGED)
+    assert [(e.seq, e.samples) for e in retrain(pipeline.config, drain=True)] == [(3, 45), (4, 45)]
+
+
+def test_monitor_commits_the_window_and_retrain_takes_it_up_with_the_same_measurement(pipeline: Pipeline) -> None:
+    pipeline.arrives(3)
+    drift = monitor(pipeline.config)
+    assert drift is not None
+    assert stream(pipeline.store).last_seq() == 3
+    assert scheduled(pipeline.store).last_seq() == 2
+    assert monitor(pipeline.config) is None
+    [entry] = retrain(pipeline.config)
+    assert (entry.seq, entry.drift, entry.alarm) == (3, drift.key, drift.alarm)
+    records = [key for key in pipeline.bytes_of("drift") if key.endswith("/record.json")]
+    assert len([key for key in records if find(pipeline.store, key, DriftReport).view == entry.view]) == 1  # type: ignore[union-attr]
+
+
+def test_monitor_is_quiet_while_there_is_no_champion(server: PrefectServer, tmp_path: Path) -> None:
+    empty = make_pipeline(tmp_path, "empty")
+    assert monitor(empty.config) is None
+    empty.arrives(1, samples=30)
+    assert monitor(empty.config) is None
+    assert stream(empty.store).last_seq() == 1
+
+
+def test_a_replay_writes_only_under_its_name_and_goes_on_under_it(pipeline: Pipeline) -> None:
+    before = live(pipeline)
+    name, first = replay(pipeline.config, "trial", "head", 1)
+    assert (name, [e.seq for e in first]) == ("trial", [1])
+    name, rest = replay(pipeline.config, "trial", "head")
+    assert (name, [(e.seq, [t.rung for t in e.tried]) for e in rest]) == ("trial", [(2, ["head"])])
+    assert replay(pipeline.config, "trial", "head") == ("trial", [])
+    assert live(pipeline) == before
+    assert {key.split("/")[1] for key in pipeline.bytes_of("replays")} == {"trial"}
+
+
+def test_a_replay_of_the_same_policy_decides_what_the_live_loop_decided(pipeline: Pipeline) -> None:
+    _, again = replay(pipeline.config)
+    lived = list(scheduled(pipeline.store))
+    assert [e.decision for e in again] == [e.decision for e in lived]
+    assert [e.champion for e in again] == [e.champion for e in lived]
+    assert [[t.weights_sha256 for t in e.tried] for e in again] == [[t.weights_sha256 for t in e.tried] for e in lived]
+
+
+def test_a_replay_emits_no_event(server: PrefectServer, tmp_path: Path) -> None:
+    made = make_pipeline(tmp_path, "silent")
+    made.arrives(1, samples=60)
+    monitor(made.config)
+    replay(made.config, "trial")
+    rollback_marker = make_pipeline(tmp_path / "marker", "marker")  # its event comes later: earlier ones are there by then
+    rollback_marker.arrives(1, samples=60)
+    retrain(rollback_marker.config)
+    assert server.events("marker", "everfresh.release.published")
+    assert server.call("events/filter", filter={"resource": {"id": ["everfresh.pipeline.silent"]}})["events"] == []
+
+
+def test_rollback_goes_back_pins_and_tells(pipeline: Pipeline, server: PrefectServer) -> None:
+    move = rollback(pipeline.config, reason="wrong on sevens")
+    assert (move.kind, move.version, move.pinned) == ("rollback", 1, True)
+    assert champion_moves(pipeline.store).last() == move
+    [event] = server.events("played", "everfresh.champion.rolled-back")
+    assert event["payload"] == {
+        "pipeline": "played", "window": None, "version": 1, "by": move.by, "reason": "wrong on sevens",
+    }  # fmt: skip
+
+
+def test_a_rollback_that_cannot_be_fails_the_flow_with_its_sentence(pipeline: Pipeline) -> None:
+    with pytest.raises(ReleaseError, match="version must be one of v1, v2, got v7"):
+        rollback(pipeline.config, to=7)
+
+
+def test_what_people_look_at_is_on_the_server(played: Pipeline, server: PrefectServer) -> None:
+    [drift] = server.artifacts("played-drift")
+    assert drift["type"] == "markdown"
+    assert "**Drift alarm**" in drift["data"]
+    pictures = re.findall(r"!\[([\w.]+)\]\(data:image/png;base64,[A-Za-z0-9+/=]+\)", drift["data"])
+    assert pictures == ["columns.png", "contact.png"]
+    assert "evidently.html" in drift["data"]
+    newest, oldest = server.artifacts("played-tick")
+    assert (oldest["description"], newest["description"]) == ("released v1", "released v2")
+    assert re.findall(r"!\[([\w.]+)\]\(data:image/png", newest["data"]) == ["confusion.png"]
+
+
+def test_drift_and_a_release_are_events(played: Pipeline, server: PrefectServer) -> None:
+    entries = list(scheduled(played.store))
+    [alarm] = server.events("played", "everfresh.drift.detected")
+    assert (alarm["payload"]["window"], alarm["payload"]["key"]) == (2, entries[1].drift)
+    assert alarm["related"][0]["prefect.resource.role"] == "flow-run"
+    published = server.events("played", "everfresh.release.published")
+    assert [e["payload"]["champion_version"] for e in published] == [2, 1]
+
+
+def test_events_that_the_file_does_not_name_stay_silent(tmp_path: Path, server: PrefectServer) -> None:
+    made = make_pipeline(tmp_path, "selective", alerts={"events": ["data.quarantined"]})
+    made.arrives(1, samples=60)
+    (tmp_path / "inbox" / "bad.png").write_bytes(b"no picture")
+    [entry] = retrain(made.config)
+    assert entry.version == 1
+    [event] = server.events("selective", "everfresh.data.quarantined")
+    assert event["payload"]["quarantined"] == 1
+    everything = server.call("events/filter", filter={"resource": {"id": ["everfresh.pipeline.selective"]}})["events"]
+    assert [e["event"] for e in everything] == ["everfresh.data.quarantined"]
+
+
+def test_a_failing_step_fails_the_run_with_its_sentence(
+    pipeline: Pipeline, server: PrefectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise DataError("evaluate: the hold-out must have labels, got none. Add labels.")
+
+    pipeline.arrives(3, AGED)
+    with monkeypatch.context() as patch:
+        patch.setattr("everfresh.tasks.evaluate.evaluate", lambda *_, **__: broken())
+        with pytest.raises(DataError, match="must have labels, got none"):
+            retrain(pipeline.config, force=True, rung="head")
+    runs = server.call("flow_runs/filter", sort="START_TIME_DESC", limit=1, flows={"name": {"any_": ["retrain"]}})
+    assert runs[0]["state"]["type"] == "FAILED"
+    assert "the hold-out must have labels, got none. Add labels." in runs[0]["state"]["message"]
+    assert [e.seq for e in retrain(pipeline.config)] == [3]  # the next run goes on where this one failed
+
+
+def test_a_store_that_is_out_of_reach_for_a_moment_is_tried_again(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline.arrives(3)
+    met = failed_once(monkeypatch, "create", "stream/00000003.json", StoreError("store: refused (SlowDown)."))
+    [entry] = retrain(pipeline.config)
+    assert entry.seq == 3
+    assert len(met) > 1
+
+
+@pytest.mark.parametrize("kind", [DigestMismatch, ObjectMissing])
+def test_wrong_data_is_not_tried_again(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, kind: type[StoreError]) -> None:
+    pipeline.arrives(3)
+    met = failed_once(monkeypatch, "create", "stream/00000003.json", kind("the bytes are not what was recorded"))
+    with pytest.raises(kind, match="not what was recorded"):
+        retrain(pipeline.config)
+    assert len(met) == 1
+
+
+def moved_before_publish(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, *moves: Callable[..., AliasMove]) -> None:
+    """Let people move the champion after the evaluation, before the first publish."""
+    real, left = publish.publish, list(moves)
+
+    def late(*arguments: Any, **named: Any) -> AliasMove:
+        while left:
+            left.pop(0)(pipeline.store)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(publish, "publish", late)
+
+
+def test_a_champion_that_moved_meanwhile_is_the_one_to_beat(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline.arrives(3, AGED)
+    lenient = pipeline.file.read_text("utf-8").split("gates:")[0] + "gates:\n- kind: floor\n  minimum: 0.1\n"
+    pipeline.file.write_text(lenient, "utf-8")
+    moved_before_publish(pipeline, monkeypatch, publish.rollback, publish.unpin)  # v2, then v1 pinned, then v1
+    [_, entry] = retrain(pipeline.config, force=True, rung="head")
+    proof = find(pipeline.store, f"evaluations/{entry.evaluation}/record.json", Evaluation)
+    head = champion_moves(pipeline.store).last()
+    assert proof is not None
+    assert head is not None
+    versions = {m.version: m.release for m in champion_moves(pipeline.store)}
+    assert (proof.champion_move, proof.champion) == (4, versions[1])
+    assert (head.seq, head.kind, head.version, entry.version) == (5, "publish", 5, 5)
+    assert versions[2] in head.barred
+    assert find(pipeline.store, f"releases/{head.release}/release.json", Release).evaluation == proof.key  # type: ignore[union-attr]
+
+
+def test_a_champion_that_was_pinned_meanwhile_stays(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved_before_publish(pipeline, monkeypatch, publish.pin)
+    lenient = pipeline.file.read_text("utf-8").split("gates:")[0] + "gates:\n- kind: floor\n  minimum: 0.1\n"
+    pipeline.file.write_text(lenient, "utf-8")
+    [entry] = retrain(pipeline.config, force=True, rung="head")
+    assert (entry.version, entry.champion_version, entry.failed_gates) == (None, 2, ("pinned",))
+    head = champion_moves(pipeline.store).last()
+    assert head is not None
+    assert (head.kind, head.seq) == ("pin", 3)
