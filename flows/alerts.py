@@ -1,29 +1,52 @@
-"""Tell others what happened: Prefect events, for automations to act on."""
+"""Tell others what happened: Prefect events, for automations to act on. Each happening is told once."""
 
 from __future__ import annotations
 
+import json
+import uuid
 from typing import Any
 
 from prefect.events import emit_event
 
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.records import AliasMove, DriftReport, JournalEntry, Tick
+from everfresh.tasks.steps import open_pipeline
 
 
 def announce(config: PipelineConfig, tick: Tick | None, what: DriftReport | JournalEntry | AliasMove | None) -> None:
-    """Emit the events of a measurement, a tick's end or a rollback, as far as ``alerts.events`` names them."""
-    if tick is not None and tick.replay:
+    """Emit the events of a measurement, a tick's end or a rollback, as far as ``alerts.events`` names them.
+
+    `monitor` and `retrain` see the same drift, and a rerun after a crash sees all again: what was told stands under
+    ``alerts/`` and is not told twice. The event's id is made from the happening, so that Prefect too knows it again.
+    """
+    if what is None or (tick is not None and tick.replay):
         return
+    store = open_pipeline(config)
     for name, payload in _events(what):
-        if name in config.alerts.events:
-            emit_event(
-                event=f"everfresh.{name}",
-                resource={"prefect.resource.id": f"everfresh.pipeline.{config.name}", "prefect.resource.name": config.name},
-                payload={"pipeline": config.name, "window": tick.seq if tick else None, **payload},
-            )
+        told = f"alerts/{name}-{_identity(what)}.json"
+        if name not in config.alerts.events or store.exists(told):
+            continue
+        payload = {"pipeline": config.name, "window": tick.seq if tick else None, **payload}
+        emit_event(
+            event=f"everfresh.{name}",
+            resource={"prefect.resource.id": f"everfresh.pipeline.{config.name}", "prefect.resource.name": config.name},
+            payload=payload,
+            id=uuid.uuid5(uuid.NAMESPACE_URL, store.url(told)),
+        )
+        store.create(told, json.dumps(payload, indent=1).encode() + b"\n")
 
 
-def _events(what: DriftReport | JournalEntry | AliasMove | None) -> list[tuple[str, dict[str, Any]]]:
+def _identity(what: DriftReport | JournalEntry | AliasMove) -> str:
+    match what:
+        case DriftReport():
+            return what.key
+        case JournalEntry():
+            return f"{what.seq:08d}-{what.request or 'tick'}"
+        case AliasMove():
+            return what.id
+
+
+def _events(what: DriftReport | JournalEntry | AliasMove) -> list[tuple[str, dict[str, Any]]]:
     match what:
         case DriftReport(alarm=True):
             numbers = what.model_dump(mode="json", include={"p_value", "score", "severity", "nearest", "key"})

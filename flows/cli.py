@@ -25,6 +25,7 @@ app = typer.Typer(
     help="Keeps a deployed PyTorch model fresh: ingest, detect drift, decide, fine-tune, prove, publish.",
     epilog="Start with `everfresh demo`, or `everfresh init pipeline.yaml` for your own model.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -267,6 +268,16 @@ def _opened(pipeline: Path) -> tuple[PipelineConfig, Any]:
 
     config = load_config(pipeline)
     return config, pipeline_store(config.store, config.name)
+
+
+def _tell(config: PipelineConfig, move: Any) -> None:
+    """Emit the event of a move that a person made, if there is a server to hear it; the move stands without it."""
+    from prefect.settings import PREFECT_API_URL
+
+    if PREFECT_API_URL.value():
+        from everfresh.flows.alerts import announce
+
+        announce(config, None, move)
 
 
 def _moved(move: Any, as_json: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 
-from prefect import flow
+from prefect import flow, get_run_logger
 
 from everfresh.flows import artifacts
 from everfresh.flows.alerts import announce
@@ -39,6 +39,8 @@ def retrain(
         tick = steps.next_window(config, take_in=drain)
     if force and (tick := steps.forced_window(config, uuid.uuid4().hex[:12], reason, rung)) is not None:
         done.append(run_tick(config, tick))
+    if not done:
+        get_run_logger().info("nothing to do: nothing is new in the source")
     return done
 
 
@@ -54,6 +56,7 @@ def run_tick(config: PipelineConfig, tick: Tick) -> JournalEntry:
     evaluation, published = prove(config, tick, drift, best(tried))
     entry = steps.end_tick(config, tick, drift, decision, tried, evaluation, published)
     artifacts.tick_summary(config, tick, entry, evaluation)
+    get_run_logger().info("window %d: %s", tick.seq, artifacts.headline(entry))
     announce(config, tick, entry)
     return entry
 

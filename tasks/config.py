@@ -233,7 +233,7 @@ class OnAge(Section):
 
     kind: Literal["age"] = "age"
     days: float = Field(gt=0)
-    """Age of the champion in days, by the store's clock."""
+    """Age of the champion in days, by the store's clock, when a window comes in."""
 
 
 class OnPerformance(Section):
@@ -291,7 +291,7 @@ class FloorGate(Section):
     kind: Literal["floor"] = "floor"
     metric: Literal["accuracy", "precision", "recall", "f1"] = "accuracy"
     """Which score; precision, recall and F1 are averaged over the classes that occur."""
-    on: Literal["window", "bank"] = "window"
+    scope: Literal["window", "bank"] = "window"
     """`window`: this window's hold-out; `bank`: the earlier hold-outs, pooled."""
     minimum: float = Field(default=0.5, ge=0, le=1)
     """Lowest score that passes, 0…1."""

@@ -1,7 +1,8 @@
 """Evaluate: the challenger against the champion on the same held-out samples, and what the gates say of it.
 
 Two sets: this window's hold-out, and the bank of earlier ones, pooled and bounded. Neither model ever learnt from
-them. Every verdict is recorded with its numbers, passed or not. Gates compare in fp32, the precision that is served.
+them. Floors look at all of the challenger's classes; the two models are compared on the classes that both know. Every
+verdict is recorded with its numbers, passed or not. Gates compare in fp32, the precision that is served.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from everfresh.tasks.records import (
 from everfresh.tasks.store import Store
 from everfresh.tasks.views import View, seeded_choice
 
+NO_HOLDOUT = "holdout: the window has no labelled hold-out sample, so nothing is proven"
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -47,6 +50,15 @@ class Judged:
     challenger: Tensor
     """(N, C) scores."""
     champion: Tensor | None
+    shared: NDArray[np.bool_]
+    """(N,) whether both models know the label's class."""
+
+    def pairs(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of the shared samples: 1 where the challenger is right, 1 where the champion is."""
+        if self.champion is None:
+            raise ValueError("there is no champion to pair with")
+        ours, theirs = (s.argmax(dim=1).numpy() == self.labels for s in (self.challenger, self.champion))
+        return ours[self.shared].astype(np.float64), theirs[self.shared].astype(np.float64)
 
 
 def evaluate(store: Store, config: PipelineConfig, tick: Tick, candidate: Candidate, *, against: int) -> Evaluation:
@@ -70,7 +82,7 @@ def evaluate(store: Store, config: PipelineConfig, tick: Tick, candidate: Candid
         )
     bank = tuple(b.view for b in tick.bank if b.view != tick.view)
     key = digest_of(
-        "evaluation", 1, candidate.key, champion.id if champion else None, against, config.gates, tick.view, bank,
+        "evaluation", 2, candidate.key, champion.id if champion else None, against, config.gates, tick.view, bank,
         config.window.bank_max_samples,
     )  # fmt: skip
     if (known := find(store, f"evaluations/{key}/record.json", Evaluation)) is not None:
@@ -78,11 +90,12 @@ def evaluate(store: Store, config: PipelineConfig, tick: Tick, candidate: Candid
     classes = candidate.spec.classes
     ours = Embedder.open(store, candidate.spec, candidate.weights)
     theirs = Embedder.open(store, champion.spec, champion.files["model.safetensors"]) if champion else None
-    comparable = [c for c in classes if champion is None or c in champion.spec.classes]
-    window = _judge(ours, theirs, [View(store, tick.view)], comparable, 10**9)
-    earlier = _judge(ours, theirs, [View(store, v) for v in bank], comparable, config.window.bank_max_samples)
+    window = _judge(ours, theirs, [View(store, tick.view)], 10**9)
+    earlier = _judge(ours, theirs, [View(store, v) for v in bank], config.window.bank_max_samples)
     here, there = compare(window, classes, key), compare(earlier, classes, key) if len(earlier.labels) else None
     verdicts = [judge(gate, window, here, earlier, there) for gate in config.gates]
+    if not len(window.labels):
+        verdicts.append(Verdict(gate="holdout", passed=False, numbers={}, words=NO_HOLDOUT))
     if move:
         verdicts += _alias_verdicts(move, candidate)
     evaluation = Evaluation(
@@ -108,7 +121,7 @@ def compare(judged: Judged, classes: Sequence[str], seed: str) -> Comparison:
     return Comparison(
         challenger=challenger,
         champion=score(judged.champion, judged.labels, classes),
-        gain=paired_gain(_right(judged.challenger, judged.labels), _right(judged.champion, judged.labels), 0.95, seed),
+        gain=paired_gain(*judged.pairs(), 0.95, seed),
     )
 
 
@@ -116,7 +129,7 @@ def judge(gate: Gate, window: Judged, here: Comparison, earlier: Judged, there: 
     """One gate's verdict, with its numbers."""
     match gate:
         case FloorGate():
-            return _floor(gate, here if gate.on == "window" else there)
+            return _floor(gate, here if gate.scope == "window" else there)
         case BetterGate():
             return _better(gate, window, here)
         case NoWorseGate():
@@ -133,14 +146,14 @@ def _floor(gate: FloorGate, on: Comparison | None) -> Verdict:
         gate="floor",
         passed=passed,
         numbers={"value": value, "minimum": gate.minimum, "samples": float(on.challenger.samples)},
-        words=f"floor: {gate.metric} {value:.1%} {sign} {gate.minimum:.1%} on {on.challenger.samples} {gate.on} samples",
+        words=f"floor: {gate.metric} {value:.1%} {sign} {gate.minimum:.1%} on {on.challenger.samples} {gate.scope} samples",
     )
 
 
 def _better(gate: BetterGate, window: Judged, here: Comparison) -> Verdict:
     if here.gain is None or window.champion is None:
         return Verdict(gate="better", passed=True, numbers={}, words="better: there is no champion to beat")
-    challenger, champion = _right(window.challenger, window.labels), _right(window.champion, window.labels)
+    challenger, champion = window.pairs()
     won, lost = int((challenger > champion).sum()), int((challenger < champion).sum())
     p_value = float(binomtest(won, won + lost, 0.5, "greater").pvalue) if won + lost else 1.0
     passed = here.gain.value > gate.min_gain and p_value <= 1 - gate.confidence
@@ -148,9 +161,9 @@ def _better(gate: BetterGate, window: Judged, here: Comparison) -> Verdict:
         gate="better",
         passed=passed,
         numbers={"gain": here.gain.value, "low": here.gain.low, "high": here.gain.high, "p_value": p_value}
-        | {"won": float(won), "lost": float(lost), "samples": float(here.challenger.samples)},
+        | {"won": float(won), "lost": float(lost), "samples": float(len(champion))},
         words=(
-            f"better: {here.gain.value:+.1%} on this window's hold-out ({won} won, {lost} lost of {here.challenger.samples}; "
+            f"better: {here.gain.value:+.1%} on this window's hold-out ({won} won, {lost} lost of {len(champion)}; "
             f"p = {p_value:.2g}, needs more than {gate.min_gain:+.1%} at p ≤ {1 - gate.confidence:.2g})"
         ),
     )
@@ -159,7 +172,7 @@ def _better(gate: BetterGate, window: Judged, here: Comparison) -> Verdict:
 def _no_worse(gate: NoWorseGate, earlier: Judged, there: Comparison | None) -> Verdict:
     if there is None or earlier.champion is None:
         return Verdict(gate="no_worse", passed=True, numbers={}, words="no_worse: there is nothing earlier to compare on")
-    right, before = _right(earlier.challenger, earlier.labels), _right(earlier.champion, earlier.labels)
+    right, before = earlier.pairs()
     gain = paired_gain(right, before, gate.confidence, "no_worse")
     passed = gain.value >= -gate.margin and gain.high >= 0
     return Verdict(
@@ -185,15 +198,10 @@ def _alias_verdicts(move: AliasMove, candidate: Candidate) -> list[Verdict]:
     return verdicts
 
 
-def _right(scores: Tensor, labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    hits: NDArray[np.float64] = (scores.argmax(dim=1).numpy() == labels).astype(np.float64)
-    return hits
-
-
-def _judge(ours: Embedder, theirs: Embedder | None, views: Sequence[View], comparable: Sequence[str], most: int) -> Judged:
+def _judge(ours: Embedder, theirs: Embedder | None, views: Sequence[View], most: int) -> Judged:
     """Both models on the hold-outs of some views, at most `most` samples in all, drawn by a seed."""
     classes = ours.spec.classes
-    picks = [(view, row) for view in views for row in view.rows("holdout", comparable)]
+    picks = [(view, row) for view in views for row in view.rows("holdout", classes)]
     chosen = seeded_choice(len(picks), most, "bank", [v.window.view for v in views])
     rows: dict[str, list[int]] = {}
     for index in chosen:
@@ -206,7 +214,11 @@ def _judge(ours: Embedder, theirs: Embedder | None, views: Sequence[View], compa
         challenger.append(ours.scores(view, wanted)[1])
         if theirs is not None:
             champion.append(_in_order(theirs.scores(view, wanted)[1], theirs.spec.classes, classes))
-    return Judged(np.array(labels, dtype=np.int64), torch.cat(challenger), torch.cat(champion) if theirs is not None else None)
+    numbers = np.array(labels, dtype=np.int64)
+    if theirs is None:
+        return Judged(numbers, torch.cat(challenger), None, np.ones(len(numbers), dtype=bool))
+    known = [i for i, name in enumerate(classes) if name in theirs.spec.classes]
+    return Judged(numbers, torch.cat(challenger), torch.cat(champion), np.isin(numbers, known))
 
 
 def _in_order(scores: Tensor, have: Sequence[str], want: Sequence[str]) -> Tensor:

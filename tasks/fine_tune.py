@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from everfresh.tasks import models
 from everfresh.tasks.config import FineTuneConfig, PipelineConfig, Rung, is_path
 from everfresh.tasks.embeddings import Embedder
-from everfresh.tasks.errors import DataError, StoreError, TrainingError
+from everfresh.tasks.errors import DataError, DigestMismatch, StoreError, TrainingError
 from everfresh.tasks.images import normalise, to_tensor
 from everfresh.tasks.ledger import attempt_folder, find, settle
 from everfresh.tasks.progress import bar
@@ -89,6 +89,7 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         "candidate",
         [tick.view, replay, tick.champion, rung, start.key if start else None, tick.request],
         config.fine_tune,
+        config.window.bank_max_samples,
         config.model.model_dump(exclude={"weights"}),
         None if from_champion else _weights_identity(config.model.weights),
         _code(),
@@ -106,7 +107,7 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
             "Add labels, or extend model.classes."
         )
     tune = _pool(window, [], "tune", classes, 0)
-    kept = _pool(None, earlier, "tune", classes, config.fine_tune.replay_max_samples)
+    kept = _pool(None, earlier, "tune", classes, config.window.bank_max_samples)
     folder = f"candidates/{key}"
     attempt = attempt_folder(folder)
     torch.manual_seed(config.fine_tune.seed)
@@ -182,10 +183,13 @@ def _pool(window: View | None, earlier: Sequence[View], split: Any, classes: tup
 
 def _equal_share(counts: Sequence[int], most: int) -> int:
     """The largest cap on each count with which their sum stays within `most`, at least 1."""
-    cap = max(counts, default=0)
-    while cap > 1 and sum(min(c, cap) for c in counts) > most:
-        cap = max(1, min(cap - 1, math.floor(cap * 0.98)))
-    return max(1, cap)
+    left = most
+    for place, count in enumerate(sorted(counts)):
+        share = left // (len(counts) - place)
+        if count > share:
+            return max(1, share)
+        left -= count
+    return max(counts, default=1) or 1
 
 
 def _labels(view: View, rows: NDArray[np.int64], classes: Sequence[str]) -> Tensor:
@@ -219,14 +223,15 @@ def _refit_head(embedder: Embedder, train: Pool, tune: Pool, kept: Pool, seed: i
             f"fine_tune: the head needs samples of at least two classes, got only {classes[int(labels[0])]!r}. "
             "Collect more, or raise fine_tune.replay_max_samples."
         )
-    centre, scale = features.mean(axis=0), features.std(axis=0) + 1e-6
-    sets = [[(embedder.embeddings(v, r), _labels(v, r, classes)) for v, r in pool.parts if len(r)] for pool in (tune, kept)]
     head = models.linear_head(embedder.module, embedder.spec)
+    biased = head.bias is not None
+    centre, scale = features.mean(axis=0) * biased, features.std(axis=0) + 1e-6
+    sets = [[(embedder.embeddings(v, r), _labels(v, r, classes)) for v, r in pool.parts if len(r)] for pool in (tune, kept)]
     best: tuple[float, Tensor, Tensor] | None = None
     for strength in HEAD_STRENGTHS:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            fit = LogisticRegression(C=strength, max_iter=300).fit((features - centre) / scale, labels)
+            fit = LogisticRegression(C=strength, max_iter=300, fit_intercept=biased).fit((features - centre) / scale, labels)
         weight, bias = _as_linear(fit, centre, scale, len(classes))
         losses = [_log_loss(weight, bias, group) for group in sets if group]
         loss = float(np.mean(losses)) if losses else strength
@@ -234,7 +239,8 @@ def _refit_head(embedder: Embedder, train: Pool, tune: Pool, kept: Pool, seed: i
             best = (loss, weight, bias)
     with torch.no_grad():
         head.weight.copy_(best[1])  # type: ignore[index]
-        head.bias.copy_(best[2])  # type: ignore[index]
+        if biased:
+            head.bias.copy_(best[2])  # type: ignore[index]
     return embedder.spec
 
 
@@ -244,14 +250,18 @@ def _log_loss(weight: Tensor, bias: Tensor, group: Sequence[tuple[Tensor, Tensor
 
 
 def _as_linear(fit: Any, centre: Any, scale: Any, classes: int) -> tuple[Tensor, Tensor]:
-    """Weight (C, D) and bias (C,) of a logistic regression on standardised features; classes unseen score lowest."""
+    """Weight (C, D) and bias (C,) of a logistic regression on standardised features.
+
+    Classes unseen are never predicted: they score the mean of the others, less 20 where there is a bias.
+    """
     coefficients, intercepts = fit.coef_, fit.intercept_
     if len(fit.classes_) == 2:  # one row for two classes
         coefficients, intercepts = np.vstack([-coefficients, coefficients]) / 2, np.hstack([-intercepts, intercepts]) / 2
-    weight = np.zeros((classes, coefficients.shape[1]))
-    bias = np.full(classes, intercepts.min() - 20.0)
-    weight[fit.classes_] = coefficients / scale
-    bias[fit.classes_] = intercepts - (coefficients / scale) @ centre
+    rows = coefficients / scale
+    offsets = np.zeros(len(rows)) if not fit.fit_intercept else intercepts - rows @ centre
+    weight = np.tile(rows.mean(axis=0), (classes, 1))
+    bias = np.full(classes, offsets.mean() - (20.0 if fit.fit_intercept else 0.0))
+    weight[fit.classes_], bias[fit.classes_] = rows, offsets
     return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
 
 
@@ -387,7 +397,7 @@ class _Trainer:
         with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary:
             path = Path(temporary) / "checkpoint"
             save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, path, {"epoch": str(epoch)})
-            self.store.put_file(f"{self.attempt}/checkpoint-{epoch:05d}.safetensors", path)
+            self.store.put_file(f"{self.attempt}/checkpoint-{epoch:05d}-{file_digest(path)}.safetensors", path)
 
     def _resume(self) -> int:
         """Load the newest readable checkpoint of any attempt at this candidate; returns the epochs it has done."""
@@ -397,6 +407,8 @@ class _Trainer:
                 path = Path(temporary) / "checkpoint"
                 try:
                     self.store.fetch(key, path)
+                    if f"-{file_digest(path)}." not in key:
+                        raise DigestMismatch("its bytes are not those of its name")
                     with safe_open(path, framework="pt") as file:
                         epoch = int((file.metadata() or {})["epoch"])
                         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping

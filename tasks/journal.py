@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import takewhile
 
 from everfresh.tasks.config import Rung, Trust
 from everfresh.tasks.errors import DataError
@@ -39,7 +40,8 @@ def scheduled(store: Store) -> Log[JournalEntry]:
 def forced(store: Store, seq: int) -> list[JournalEntry]:
     """Entries of the ticks that people forced on one window."""
     prefix = f"journal/{seq:08d}-"
-    keys = [i.key for i in store.list("journal") if i.key.startswith(prefix) and not i.key.endswith("-tick.json")]
+    listed = store.list("journal", after=prefix)  # from this window on: reading does not grow with history
+    keys = [i.key for i in takewhile(lambda i: i.key.startswith(prefix), listed) if not i.key.endswith("-tick.json")]
     return sorted((JournalEntry.from_bytes(store.get(key)) for key in keys), key=lambda e: e.started_at)
 
 
@@ -89,8 +91,13 @@ def begin(store: Store, tick: Tick) -> Tick:
 
 
 def previous(store: Store, seq: int, request: str = "") -> JournalEntry | None:
-    """The scheduled journal entry that a tick builds on: of the window before, or of its own window if it is forced."""
-    return scheduled(store).entry(seq if request else seq - 1)
+    """The journal entry that a tick builds on: of the window before, or of its own window if it is forced.
+
+    That is the scheduled one, or the last that a person forced after it.
+    """
+    seq = seq if request else seq - 1
+    others = [entry for entry in forced(store, seq) if entry.request != request]
+    return others[-1] if others else scheduled(store).entry(seq)
 
 
 def end(

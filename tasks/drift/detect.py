@@ -137,7 +137,12 @@ def _explain(store: Store, folder: str, nearest: Shift, current: Frame) -> dict[
         files["columns.png"] = here / "columns.png"
         shown = {
             **nearest.values,
-            **{c: (f[c], current.categorical[c]) for f in [nearest.reference.categorical] for c in f if c in current.categorical},
+            **{
+                c: (f[c], current.categorical[c])
+                for f in [nearest.reference.categorical]
+                for c in f
+                if c in current.categorical
+            },
         }
         pictures.columns_picture(nearest.columns, shown, files["columns.png"])
         files["contact.png"] = here / "contact.png"

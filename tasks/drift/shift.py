@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import eigh
 from scipy.optimize import nnls
 
 from everfresh.tasks.drift.frame import Floats, Frame
@@ -178,12 +179,25 @@ def _numerical(reference: Frame, current: Frame, components: int) -> dict[str, t
     pooled = np.concatenate([reference.embeddings, current.embeddings])
     pooled = pooled - pooled.mean(axis=0)
     if components and pooled.size:
-        _, spread, directions = np.linalg.svd(pooled, full_matrices=False)
-        real = spread[:components] > 1e-9 * max(1.0, spread[0])  # beyond the rank is rounding, which knows a row's place
-        projected = pooled @ directions[: real.sum()].T  # (N + M, components)
+        projected = pooled @ _directions(pooled, components)  # (N + M, components)
         for i, column in enumerate(projected.T, 1):
             values[f"embedding {i}"] = (column[: len(reference)], column[len(reference) :])
     return values
+
+
+def _directions(centred: Floats, count: int) -> Floats:
+    """Leading principal directions (D, count) of rows (N, D), from the smaller Gram matrix: no SVD of all rows.
+
+    Fewer where the rank is lower: beyond it is only rounding, which knows at which place a row stands.
+    """
+    wide = centred.shape[0] < centred.shape[1]
+    gram = centred @ centred.T if wide else centred.T @ centred
+    size = len(gram)
+    spread, vectors = eigh(gram, subset_by_index=[max(0, size - count), size - 1])  # ascending
+    vectors = vectors[:, spread > 1e-12 * max(1.0, spread[-1])][:, ::-1]
+    vectors = centred.T @ vectors if wide else vectors
+    directions: Floats = vectors / np.linalg.norm(vectors, axis=0)
+    return directions
 
 
 def _ks(pooled: Floats, deals: NDArray[np.bool_]) -> Floats:
@@ -191,14 +205,11 @@ def _ks(pooled: Floats, deals: NDArray[np.bool_]) -> Floats:
     order = np.argsort(pooled, kind="stable")
     ends = np.append(np.diff(pooled[order]) > 0, True)  # within ties the distance is not defined
     size, members = len(pooled), int(deals[0].sum())
-    whole = np.int32 if size**2 < 2**31 else np.int64  # exact: a column that does not vary has distance 0 in every deal
-    evenly = np.arange(1, size + 1, dtype=whole) * whole(members)
+    evenly = np.arange(1, size + 1) * members  # whole numbers: a column that does not vary has distance 0 in every deal
     distances = np.empty(len(deals))
     rows = max(1, BLOCK // size)
     for start in range(0, len(deals), rows):
-        gap = np.cumsum(deals[start : start + rows][:, order], axis=1, dtype=whole)
-        gap *= whole(size)
-        gap -= evenly
+        gap = np.cumsum(deals[start : start + rows][:, order], axis=1, dtype=np.int64) * size - evenly
         distances[start : start + rows] = np.abs(gap[:, ends]).max(axis=1)
     distances /= float(members) * float(size - members)
     return distances

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,26 +16,15 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """The session's Prefect server; the flows of this process report to it."""
     import torch
     from prefect.logging.handlers import APILogHandler
-    from prefect.settings import (
-        PREFECT_API_URL,
-        PREFECT_HOME,
-        PREFECT_LOGGING_EXTRA_LOGGERS,
-        PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL,
-        temporary_settings,
-    )
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_LOGGING_EXTRA_LOGGERS, temporary_settings
 
-    running = session_server(request.config, tmp_path_factory.mktemp("prefect"))
-    settings = {
-        PREFECT_API_URL: running.api,
-        PREFECT_HOME: running.home,
-        PREFECT_LOGGING_EXTRA_LOGGERS: "everfresh",
-        PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL: "CRITICAL",
-    }
+    running = session_server(request.config, tmp_path_factory)
+    own = {PREFECT_API_URL: running.api, PREFECT_HOME: running.home, PREFECT_LOGGING_EXTRA_LOGGERS: "everfresh"}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the pictures are tiny; more threads would only wait for each other
-    with temporary_settings(settings):
+    with temporary_settings(own):
         yield running
-        APILogHandler.flush()
+        APILogHandler().flush()
     torch.set_num_threads(threads)
 
 
@@ -54,8 +44,7 @@ def played(server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture
-def pipeline(played: Pipeline, tmp_path: Path, request: pytest.FixtureRequest) -> Pipeline:
-    """A copy of the played pipeline for one test alone, without Evidently's report."""
-    copy = played.copy(tmp_path / "pipeline")
-    copy.file.write_text(copy.file.read_text("utf-8").replace("report: true", "report: false"), "utf-8")
-    return copy
+def pipeline(played: Pipeline, tmp_path: Path) -> Pipeline:
+    """A copy of the played pipeline under a name of its own, quick: the head alone, no report by Evidently."""
+    name = f"copy-{uuid.uuid4().hex[:8]}"
+    return played.copy(tmp_path / "pipeline", name, drift={"report": False}, policy={"ladder": ["head"]})

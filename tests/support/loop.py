@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image, ImageOps
@@ -15,7 +18,7 @@ from everfresh.tasks import decide, drift, evaluate, fine_tune, ingest, journal,
 from everfresh.tasks.config import PipelineConfig, parse_config
 from everfresh.tasks.ledger import champion_moves, find
 from everfresh.tasks.records import AliasMove, Candidate, Decision, DriftReport, Evaluation, JournalEntry, Release, Tick
-from everfresh.tasks.store import Store
+from everfresh.tasks.store import FolderStore, Store
 
 CLASSES = ("zero", "one", "two")
 SIDE = 16
@@ -46,9 +49,7 @@ def pipeline(folder: Path, **changes: dict[str, Any] | Any) -> PipelineConfig:
     return parse_config(raw)
 
 
-def arrive(
-    config: PipelineConfig, count: int, *, start: int = 0, classes: Sequence[str] = CLASSES, aged: bool = False
-) -> None:
+def arrive(config: PipelineConfig, count: int, *, start: int = 0, classes: Sequence[str] = CLASSES, aged: bool = False) -> None:
     """Put digits into the pipeline's inbox; `aged` ones are turned and inverted, as no clean one ever is."""
     files = digits(count, start=start, classes=classes, side=SIDE)
     if aged:
@@ -121,3 +122,23 @@ def release_of(store: Store, move: AliasMove) -> Release:
     if found is None:
         raise LookupError(move.release)
     return found
+
+
+@cache
+def _first_version() -> TemporaryDirectory[str]:
+    """A pipeline after its first window, made once a session."""
+    folder = TemporaryDirectory(prefix="everfresh-first-")
+    config = pipeline(Path(folder.name))
+    arrive(config, 60)
+    if run_window(FolderStore(Path(folder.name) / "store"), config).move is None:
+        raise LookupError("the first window made no champion")
+    return folder
+
+
+def second_window(folder: Path, **changes: Any) -> tuple[FolderStore, PipelineConfig]:
+    """A copy of a pipeline with a champion, in whose inbox 60 aged digits wait; any new sample makes it retrain."""
+    shutil.copytree(_first_version().name, folder, dirs_exist_ok=True)
+    policy = {"policy": {"triggers": [{"kind": "new_samples", "count": 1}], "ladder": ["head"]}}
+    config = pipeline(folder, **policy | changes)
+    arrive(config, 60, start=300, aged=True)
+    return FolderStore(folder / "store"), config

@@ -62,6 +62,11 @@ class PrefectServer:
                 return found
             time.sleep(0.2)
 
+    def every_event(self, pipeline: str) -> list[str]:
+        """Names of all events of a pipeline that have arrived, newest first."""
+        resource = {"id": [f"everfresh.pipeline.{pipeline}"]}
+        return [e["event"] for e in self.call("events/filter", filter={"resource": resource})["events"]]
+
     def artifacts(self, key: str) -> list[dict[str, Any]]:
         """The artifacts under a key, newest first."""
         return self.call("artifacts/filter", artifacts={"key": {"any_": [key]}}, sort="UPDATED_DESC")
@@ -118,10 +123,10 @@ def _wait(server: PrefectServer, process: subprocess.Popen[bytes], output: Path)
 _KEY = pytest.StashKey[PrefectServer]()
 
 
-def session_server(config: pytest.Config, home: Path) -> PrefectServer:
+def session_server(config: pytest.Config, folders: pytest.TempPathFactory) -> PrefectServer:
     """The session's one server, whichever folder of tests asks first; it ends with the session."""
     if _KEY not in config.stash:
-        running = running_server(home)
+        running = running_server(folders.mktemp("prefect"))
         config.stash[_KEY] = running.__enter__()
         config.add_cleanup(lambda: running.__exit__(None, None, None))
     return config.stash[_KEY]

@@ -42,10 +42,20 @@ class Pipeline:
         """Digits come in, those of the demo's window `number`; at most as many as it has."""
         arrive(self.folder / "inbox", Arrival(number, "scans", "", samples, scanner, shuffled), SEED)
 
-    def copy(self, folder: Path) -> Pipeline:
-        """The same pipeline elsewhere: what happens to it does not happen to this one."""
+    def copy(self, folder: Path, name: str, **sections: Any) -> Pipeline:
+        """The same pipeline elsewhere and under another name: what happens to it does not happen to this one."""
         shutil.copytree(self.folder, folder)
-        return Pipeline(folder, self.name)
+        (folder / "store" / self.name).rename(folder / "store" / name)
+        copy = Pipeline(folder, name)
+        copy.rewrite(name=name, **sections)
+        return copy
+
+    def rewrite(self, **sections: Any) -> None:
+        """Lay sections over those of the pipeline file, one level deep."""
+        raw = yaml.safe_load(self.file.read_text("utf-8"))
+        for section, value in sections.items():
+            raw[section] = {**raw.get(section, {}), **value} if isinstance(value, dict) else value
+        self.file.write_text(yaml.safe_dump(raw, sort_keys=False), "utf-8")
 
     def bytes_of(self, *folders: str) -> dict[str, bytes]:
         """All objects under some folders of the store."""
@@ -60,9 +70,8 @@ def make_pipeline(folder: Path, name: str, **sections: Any) -> Pipeline:
     raw["model"] |= {"image_size": 16}
     raw["drift"] = {"report": False, "permutations": 199}
     raw["gates"] = [{"kind": "floor", "minimum": 0.3}, {"kind": "better"}, {"kind": "no_worse", "margin": 0.2}]
-    for section, value in sections.items():
-        raw[section] = {**raw.get(section, {}), **value} if isinstance(value, dict) else value
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "inbox").mkdir(exist_ok=True)
+    (folder / "inbox").mkdir(parents=True, exist_ok=True)
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), "utf-8")
-    return Pipeline(folder, name)
+    made = Pipeline(folder, name)
+    made.rewrite(**sections)
+    return made

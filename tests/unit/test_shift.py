@@ -64,7 +64,10 @@ def test_correlated_columns_do_not_dull_it() -> None:
     """Twenty copies of one column count as one."""
     copies = {f"copy {i}": 1.0 * i for i in range(20)}
     one, many = frame(30, 1), frame(30, 2, move=0.4)
-    more = [altered(f, numerical=f.numerical | {n: f.numerical["brightness"] * 2 + i for n, i in copies.items()}) for f in (one, many)]
+    more = [
+        altered(f, numerical=f.numerical | {n: f.numerical["brightness"] * 2 + i for n, i in copies.items()})
+        for f in (one, many)
+    ]
     assert measure(*more, permutations=499).p_value == pytest.approx(measure(one, many, permutations=499).p_value, abs=0.03)
 
 
@@ -140,6 +143,14 @@ def test_a_slice_that_only_one_side_has_is_left_out(side: int) -> None:
     pair = [frame(30), frame(30, 1)]
     pair[side] = altered(pair[side], categorical={"prediction": pair[side].categorical["prediction"]})
     assert "site" not in {c.name for c in measure(*pair).columns}
+
+
+@pytest.mark.parametrize("shape", [(40, 6), (6, 40), (6, 6)])
+def test_the_directions_are_the_principal_ones(shape: tuple[int, int]) -> None:
+    rows = np.random.default_rng(0).normal(size=shape) * np.arange(1, shape[1] + 1)
+    rows -= rows.mean(axis=0)
+    expected = np.linalg.svd(rows, full_matrices=False)[2][:3].T
+    np.testing.assert_allclose(np.abs(shift._directions(rows, 3)), np.abs(expected), atol=1e-6)
 
 
 def test_directions_beyond_the_rank_of_the_embedding_are_left_out() -> None:

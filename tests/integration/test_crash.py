@@ -1,0 +1,87 @@
+"""kill -9 at seeded moments, and two runs at once: the same windows, decisions, weights and champion as without."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.cli import WITHIN, Everfresh
+from support.stream import AGED, Pipeline, make_pipeline
+
+from everfresh.tasks.journal import scheduled
+from everfresh.tasks.ledger import champion_moves, stream
+
+KILLS = 5
+
+
+def two_windows(folder: Path, name: str) -> Pipeline:
+    made = make_pipeline(folder, name, window={"max_samples": 120, "min_samples": 60}, fine_tune={"epochs": 12})
+    made.arrives(1, samples=120)
+    made.arrives(2, AGED, samples=90)
+    return made
+
+
+def outcome(pipeline: Pipeline) -> dict[str, Any]:
+    """All that must be equal between two runs: times and costs aside."""
+    entries = list(scheduled(pipeline.store))
+    return {
+        "views": [entry.view for entry in stream(pipeline.store)],
+        "drift": [e.drift for e in entries],
+        "decisions": [e.decision for e in entries],
+        "candidates": [[(t.candidate, t.weights_sha256) for t in e.tried] for e in entries],
+        "evaluations": [(e.evaluation, e.failed_gates) for e in entries],
+        "moves": [(m.seq, m.kind, m.release, m.version) for m in champion_moves(pipeline.store)],
+    }
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    _, errors = process.communicate(timeout=WITHIN)
+    assert process.returncode == 0, errors
+
+
+def killed(everfresh: Everfresh, pipeline: Pipeline, objects: int, pause: float) -> bool:
+    """Start a run and kill it once it has written so many objects; False if it was done before."""
+    before = objects + len(list(pipeline.store.list()))
+    process = everfresh.start("run", pipeline.file, "--all")
+    deadline = time.monotonic() + WITHIN
+    while process.poll() is None and len(list(pipeline.store.list())) < before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(pause)
+    alive = process.poll() is None
+    process.kill()
+    process.communicate()
+    return alive
+
+
+@pytest.fixture(scope="module")
+def undisturbed(everfresh: Everfresh, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    made = two_windows(tmp_path_factory.mktemp("undisturbed") / "p", "stream")
+    done = everfresh("run", made.file, "--all")
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+def test_killed_runs_end_as_an_undisturbed_one(undisturbed: Pipeline, everfresh: Everfresh, tmp_path: Path) -> None:
+    disturbed = two_windows(tmp_path / "elsewhere", "stream")
+    draw = random.Random(7)
+    hit = sum(killed(everfresh, disturbed, draw.randint(1, 16), draw.uniform(0, 0.1)) for _ in range(KILLS))
+    finish(everfresh.start("run", disturbed.file, "--all"))
+    assert hit >= 3
+    assert outcome(disturbed) == outcome(undisturbed)
+    assert [e.version for e in scheduled(disturbed.store)] == [1, 2]
+
+
+def test_two_runs_at_once_make_one_entry_and_one_release_a_window(
+    undisturbed: Pipeline, everfresh: Everfresh, tmp_path: Path
+) -> None:
+    shared = two_windows(tmp_path / "shared", "stream")
+    runs = [everfresh.start("run", shared.file, "--all") for _ in range(2)]
+    for process in runs:
+        finish(process)
+    assert sorted(key for key in shared.bytes_of("journal")) == ["journal/00000001-tick.json", "journal/00000002-tick.json"]
+    assert len([key for key in shared.bytes_of("releases") if key.endswith("/release.json")]) == 2
+    assert outcome(shared) == outcome(undisturbed)

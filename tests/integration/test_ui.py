@@ -1,0 +1,57 @@
+"""What people see in the browser: the run and the drift artifact, with its pictures."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.prefect_server import PrefectServer
+from support.stream import Pipeline
+
+CHROMIUM = shutil.which("chromium") or ""
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+WITHIN = 60_000
+"""Milliseconds."""
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Any]:
+    """A page of a real browser without a window."""
+    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM:
+        pytest.skip("Chromium is not installed")
+    with driver.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        opened = browser.new_page(viewport={"width": 1400, "height": 1400})
+        opened.set_default_timeout(WITHIN)
+        yield opened
+        browser.close()
+
+
+def test_the_run_page_names_the_run(page: Any, played: Pipeline, server: PrefectServer, tmp_path: Path) -> None:
+    runs = server.call(
+        "flow_runs/filter",
+        sort="START_TIME_DESC",
+        flow_runs={"name": {"like_": played.name}},
+        flows={"name": {"any_": ["retrain"]}},
+    )
+    run = next(r for r in runs if r["name"] == played.name)
+    page.goto(f"{server.ui}/runs/flow-run/{run['id']}")
+    page.get_by_text(played.name, exact=True).first.wait_for()
+    page.get_by_text("Completed").first.wait_for()
+    page.get_by_text("window 2: released v2").first.wait_for()
+    page.screenshot(path=tmp_path / "run.png")
+
+
+def test_the_drift_artifact_shows_its_pictures(page: Any, played: Pipeline, server: PrefectServer, tmp_path: Path) -> None:
+    [artifact] = server.artifacts(f"{played.name}-drift")
+    page.goto(f"{server.ui}/artifacts/artifact/{artifact['id']}")
+    page.get_by_text("Drift alarm").first.wait_for()
+    picture = page.locator("img[src^='data:image/png']").first
+    picture.wait_for(state="visible")
+    assert page.locator("img[src^='data:image/png']").count() == 2
+    assert picture.evaluate("async image => { await image.decode(); return image.naturalWidth }") > 0
+    page.screenshot(path=tmp_path / "drift.png", full_page=True)

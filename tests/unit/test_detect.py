@@ -1,0 +1,152 @@
+"""Detect: quiet on clean digits, alarmed by aged ones, and measured once."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.loop import arrive, open_tick, pipeline, second_window
+
+from everfresh.tasks import drift, journal
+from everfresh.tasks.config import parse_config
+from everfresh.tasks.errors import ObjectMissing
+from everfresh.tasks.ledger import stream
+from everfresh.tasks.records import Decision, DriftReport
+from everfresh.tasks.store import FolderStore
+from everfresh.tasks.views import View
+
+stage = importlib.import_module("everfresh.tasks.drift.detect")  # the package hands on the function of that name
+
+
+def clean(folder: Path, count: int = 60, **changes: Any) -> Any:
+    """The pipeline with a champion, in whose inbox clean digits wait in place of the aged ones."""
+    store, config = second_window(folder, **changes)
+    shutil.rmtree(folder / "inbox" / "aged")
+    if count:
+        arrive(config, count, start=300)
+    return store, config
+
+
+def measure(place: Any) -> DriftReport:
+    store, config = place
+    return drift.detect(store, config, open_tick(store, config))
+
+
+def test_a_quiet_window_is_quiet_and_an_aged_one_alarms(tmp_path: Path) -> None:
+    quiet, aged = measure(clean(tmp_path / "quiet")), measure(second_window(tmp_path / "aged"))
+    assert (quiet.alarm, aged.alarm) == (False, True)
+    assert quiet.p_value > 0.01 >= aged.p_value == 1 / 200
+    assert quiet.nearest == aged.nearest == "window 1"
+    assert aged.score > quiet.score
+    assert quiet.labels is not None
+    assert aged.labels is not None
+    assert quiet.labels.champion.value > 0.8 > aged.labels.champion.value
+    assert quiet.labels.samples == quiet.current_samples == 60
+    assert aged.severity == pytest.approx(aged.reference_accuracy - aged.estimated_accuracy.value)
+    assert quiet.reference_accuracy == aged.reference_accuracy
+
+
+def test_a_second_call_adopts_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = clean(tmp_path)
+    report = measure(place)
+    monkeypatch.setattr(stage, "compare_all", None)
+    monkeypatch.setattr(stage.Embedder, "open", None)
+    store, config = place
+    assert drift.detect(store, config, journal.begin(store, journal.outlook(store, stream(store).last()))) == report
+
+
+def test_reports_and_pictures_are_kept_whole(tmp_path: Path) -> None:
+    store, config = second_window(tmp_path, drift={"report": True, "permutations": 199, "components": 4})
+    report = measure((store, config))
+    assert {"columns.png", "contact.png"} < set(report.files)
+    for name, part in report.files.items():
+        assert store.read(part)[:4] == b"\x89PNG" if name.endswith(".png") else store.read(part)
+
+
+@pytest.mark.parametrize("side", ["reference", "window"])
+def test_a_slice_that_came_later_does_not_stop_the_report(tmp_path: Path, side: str) -> None:
+    """A column `site` that only one side knows is left out."""
+    from everfresh.tasks.drift.frame import Frame
+
+    sample = _frame(tmp_path)
+    with_site = Frame(**{**vars(sample), "categorical": sample.categorical | {"site": sample.categorical["prediction"]}})
+    reference, current = (with_site, sample) if side == "reference" else (sample, with_site)
+    (shift,) = stage.compare_all({"r": reference}, current, pipeline(tmp_path).drift, seed=0)
+    files = stage._explain(FolderStore(tmp_path / "reports"), "drift/k", shift, current)
+    assert "columns.png" in files
+
+
+def _frame(folder: Path) -> Any:
+    from everfresh.tasks.drift.frame import build
+    from everfresh.tasks.embeddings import Embedder
+    from everfresh.tasks.ledger import champion_moves, find
+    from everfresh.tasks.records import Release
+
+    store, config = clean(folder)
+    tick = open_tick(store, config)
+    release = find(store, f"releases/{champion_moves(store).last().release}/release.json", Release)  # type: ignore[union-attr]
+    assert release is not None
+    view = View(store, tick.view)
+    return build(Embedder.open(store, release.spec, release.files["model.safetensors"]), [(view, view.rows())])
+
+
+def test_a_frame_has_one_row_a_sample_and_finds_its_pictures(tmp_path: Path) -> None:
+    frame = _frame(tmp_path)
+    view = frame.places[0][0]
+    assert len(frame) == len(frame.confidence) == len(frame.embeddings) == 60
+    assert set(frame.numerical) == {"brightness", "contrast", "sharpness", "colourfulness", "aspect", "pixels", "confidence"}
+    assert frame.numerical["brightness"].tolist() == [s.brightness for s in view.samples]
+    assert frame.probabilities.sum(axis=1) == pytest.approx(1)
+    assert frame.picture(7) == next(view.read([7]))
+    again = frame.take([3, 3])
+    assert again.places == (frame.places[3],) * 2
+    assert again.labels.tolist() == [frame.labels[3]] * 2
+
+
+def test_too_few_samples_alarm_nobody(tmp_path: Path) -> None:
+    store, config = clean(tmp_path, 0)
+    arrive(config, stage.MIN_SAMPLES - 1, start=500, aged=True)
+    report = measure((store, config))
+    assert (report.alarm, report.p_value, report.columns, report.files, report.labels) == (False, 1.0, (), {}, None)
+
+
+def test_a_window_of_which_nothing_is_usable_alarms_nobody(tmp_path: Path) -> None:
+    store, config = clean(tmp_path, 0)
+    (tmp_path / "inbox" / "zero" / "torn.png").write_bytes(b"no picture")
+    report = measure((store, config))
+    assert (report.alarm, report.current_samples, report.severity) == (False, 0, 0)
+
+
+def test_without_labels_agreement_is_unknown(tmp_path: Path) -> None:
+    store, config = clean(tmp_path)
+    raw = config.model_dump()
+    raw["source"]["labels"], raw["policy"]["triggers"] = {"kind": "none"}, ()
+    report = measure((store, parse_config(raw)))
+    assert report.labels is None
+    assert report.current_samples == 60
+
+
+def test_looking_is_bounded(tmp_path: Path) -> None:
+    report = measure(clean(tmp_path, drift={"max_samples": 20, "permutations": 99, "report": False}))
+    assert (report.current_samples, report.reference_samples) == (20, 20)
+
+
+def test_without_a_champion_there_is_nothing_to_compare_with(tmp_path: Path) -> None:
+    config = pipeline(tmp_path)
+    arrive(config, 6)
+    with pytest.raises(ObjectMissing, match=r"release None and its reference must be in the store"):
+        measure((FolderStore(tmp_path / "store"), config))
+
+
+def test_drift_is_measured_against_the_champion_of_the_tick(tmp_path: Path) -> None:
+    """A later champion has another reference, so the same window has another report."""
+    store, config = clean(tmp_path)
+    tick = open_tick(store, config)
+    report = drift.detect(store, config, tick)
+    journal.end(store, tick, report, Decision(action="nothing", reasons=("x",)), (), None, None, "trusted", tick.bank)
+    assert drift.detect(store, config, tick).key == report.key
+    other = config.model_copy(update={"drift": config.drift.model_copy(update={"permutations": 299})})
+    assert drift.detect(store, other, tick).key != report.key

@@ -1,0 +1,127 @@
+"""``everfresh status`` and ``history``: read from the store alone."""
+
+from __future__ import annotations
+
+import io
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from everfresh.flows.look import history, history_table, share, status, status_table
+from everfresh.tasks.config import ImageFolder, ModelConfig, PipelineConfig
+from everfresh.tasks.ledger import champion_moves, stream
+from everfresh.tasks.publish import pin
+from everfresh.tasks.records import AliasMove, Cost, Cursor, Decision, Interval, JournalEntry, StreamEntry, TriedRung
+from everfresh.tasks.store import Store, pipeline_store
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> PipelineConfig:
+    return PipelineConfig(name="p", store=str(tmp_path / "store"), source=ImageFolder(), model=ModelConfig(classes=("a", "b")))
+
+
+@pytest.fixture
+def pipeline(config: PipelineConfig) -> Store:
+    return pipeline_store(config.store, config.name)
+
+
+def entry(seq: int, **fields: Any) -> JournalEntry:
+    at = NOON + timedelta(hours=seq)
+    usual: dict[str, Any] = {
+        "seq": seq, "request": "", "view": f"view{seq}", "samples": 10, "quarantined": 0, "labelled": 10,
+        "decision": Decision(action="nothing", reasons=("no drift alarm (p = 0.4)",)), "champion": None,
+        "champion_version": None, "trust": "trusted", "bank": (), "samples_since_training": 0,
+        "windows_since_training": 0, "cost": Cost(seconds=2.5), "started_at": at, "finished_at": at,
+    }  # fmt: skip
+    return JournalEntry(**{**usual, **fields})
+
+
+def move(seq: int, kind: Any = "publish", version: int = 1, **fields: Any) -> AliasMove:
+    return AliasMove(
+        seq=seq, id=str(seq), kind=kind, release="r" * 32, version=version, by="ann", reason="audit", at=NOON, **fields
+    )
+
+
+def keep(store: Store, *entries: JournalEntry) -> None:
+    for one in entries:
+        store.create(f"journal/{one.seq:08d}-{one.request or 'tick'}.json", one.to_bytes())
+
+
+def shown(table: Table) -> str:
+    sink = io.StringIO()
+    Console(width=250, file=sink).print(table)
+    return sink.getvalue()
+
+
+def test_an_empty_pipeline_has_an_empty_status(config: PipelineConfig) -> None:
+    facts = status(config)
+    assert {k for k, v in facts.items() if v not in (None, 0, [], False)} == {"pipeline", "store"}
+    assert "–" in shown(status_table(facts))
+
+
+def test_status_names_champion_last_window_and_what_waits(config: PipelineConfig, pipeline: Store) -> None:
+    for seq in (1, 2):
+        stream(pipeline).append(
+            seq, StreamEntry(seq=seq, view=f"view{seq}", previous=None, cursor_after=Cursor(), committed_at=NOON)
+        )
+    champion_moves(pipeline).append(1, move(1))
+    pin(pipeline, reason="audit")
+    keep(pipeline, entry(1, alarm=True, estimated_accuracy=0.8125))
+    facts = status(config)
+    assert (facts["champion"], facts["pinned"], facts["windows"], facts["windows_waiting"]) == ("v1", True, 2, 1)
+    assert (facts["last_window"], facts["drift_alarm"], facts["last_decision"]) == (1, True, "nothing")
+    assert "81.2%" in shown(status_table(facts))
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_history_is_in_order_of_windows_and_holds_forced_ticks(pipeline: Store) -> None:
+    keep(pipeline, entry(2), entry(1), entry(1, request="abc", started_at=NOON + timedelta(hours=5)))
+    champion_moves(pipeline).append(1, move(1))
+    entries, moves = history(pipeline)
+    assert [(e.seq, e.request) for e in entries] == [(1, ""), (1, "abc"), (2, "")]
+    assert [m.seq for m in moves] == [1]
+
+
+def test_the_history_table_tells_each_tick_in_a_row() -> None:
+    tried = TriedRung(rung="head", candidate="c", weights_sha256="d", tune_accuracy=0.9, cost=Cost(seconds=3.2))
+    entries = [
+        entry(1, decision=Decision(action="bootstrap", reasons=("there is no champion yet",)), version=1, champion_version=1),
+        entry(2, score=0.41, alarm=True, quarantined=2, estimated_accuracy=0.5, measured_accuracy=0.4, tried=(tried,),
+              decision=Decision(action="retrain", reasons=("x",), triggers=("drift", "performance")),
+              failed_gates=("better",), gain=Interval(value=-0.01, low=-0.1, high=0.1), champion_version=1, trust="suspect"),
+        entry(2, request="abc", score=0.05, champion_version=1),
+    ]  # fmt: skip
+    rows = [line for line in shown(history_table(entries, [])).splitlines() if line.startswith("│")]
+    assert [part in rows[0] for part in ("bootstrap: there is no champion yet", "passed", "v1 new")] == [True] * 3
+    for part in (
+        "2 suspect",
+        "10 (+2 bad)",
+        "ALARM 0.41",
+        "50.0%",
+        "40.0%",
+        "drift, performance",
+        "head 3s",
+        "better",
+        "-1.0%",
+    ):
+        assert part in rows[1]
+    assert "2 forced" in rows[2]
+    assert "quiet 0.05" in rows[2]
+
+
+def test_the_history_table_shows_what_people_did_between_the_ticks() -> None:
+    moves = [move(1), move(2, "rollback", 1, pinned=True).model_copy(update={"at": NOON + timedelta(minutes=90)})]
+    rows = [line for line in shown(history_table([entry(1), entry(2)], moves)).splitlines() if line.startswith("│")]
+    assert [("rollback by ann: audit" in row) for row in rows] == [False, True, False]
+
+
+@pytest.mark.parametrize(("value", "words"), [(None, "–"), (0.0, "0.0%"), (0.93456, "93.5%"), (1.0, "100.0%")])
+def test_a_share_reads_as_percent(value: float | None, words: str) -> None:
+    assert share(value) == words

@@ -1,0 +1,77 @@
+"""``everfresh init``: a file that says what each field means, and that is valid as it stands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from pydantic import BaseModel
+
+from everfresh.flows.scaffold import EXAMPLE, SCHEMA, write_pipeline
+from everfresh.tasks.config import PipelineConfig, load_config
+from everfresh.tasks.errors import ConfigError
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    return write_pipeline(tmp_path / "pipeline.yaml")[0]
+
+
+def descriptions(model: BaseModel) -> Iterator[str]:
+    """What each field of a section and of its sections means."""
+    for name, field in type(model).model_fields.items():
+        if name != "kind":
+            yield " ".join((field.description or "").split())
+        value = getattr(model, name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, BaseModel):
+                yield from descriptions(item)
+
+
+def test_the_file_holds_exactly_the_defaults(written: Path) -> None:
+    expected = PipelineConfig.model_validate(
+        EXAMPLE.model_dump() | {"store": str(written.parent / "store")}
+        | {"source": EXAMPLE.source.model_dump() | {"path": str(written.parent / "inbox")}}
+    )  # fmt: skip
+    assert load_config(written) == expected
+
+
+def test_every_field_is_explained(written: Path) -> None:
+    lines = written.read_text("utf-8").splitlines()
+    words = " ".join(line.strip().removeprefix("#").strip() for line in lines if line.lstrip().startswith("#"))
+    for description in descriptions(EXAMPLE):
+        assert description
+        assert description in words
+
+
+def test_no_line_is_wider_than_an_editor(written: Path) -> None:
+    assert max(map(len, written.read_text("utf-8").splitlines())) <= 120
+
+
+def test_the_schema_beside_it_is_named_and_fits(written: Path) -> None:
+    text = written.read_text("utf-8")
+    assert text.startswith(f"# yaml-language-server: $schema={SCHEMA}\n")
+    schema = json.loads((written.parent / SCHEMA).read_text("utf-8"))
+    Draft202012Validator.check_schema(schema)
+    validator = Draft202012Validator(schema)
+    validator.validate(yaml.safe_load(text))
+    wrong = yaml.safe_load(text)
+    wrong["fine_tune"]["epoch"] = 3
+    assert [error.message for error in validator.iter_errors(wrong)]
+
+
+def test_a_file_that_is_there_is_kept(written: Path) -> None:
+    written.write_text("mine", "utf-8")
+    with pytest.raises(ConfigError, match=r"pipeline\.yaml: must not exist yet"):
+        write_pipeline(written)
+    assert written.read_text("utf-8") == "mine"
+    write_pipeline(written, overwrite=True)
+    assert load_config(written).name == "my-model"
+
+
+def test_folders_are_made(tmp_path: Path) -> None:
+    assert [p.name for p in write_pipeline(tmp_path / "new" / "deep" / "p.yaml")] == ["p.yaml", SCHEMA]
