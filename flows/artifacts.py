@@ -27,7 +27,12 @@ def drift_table(config: PipelineConfig, tick: Tick, drift: DriftReport | None) -
         f"p = {drift.p_value:.3g} against `{drift.nearest}` ({drift.reference_samples} reference, "
         f"{drift.current_samples} current samples). Accuracy {drift.reference_accuracy:.1%} on the reference, "
         f"{drift.estimated_accuracy.value:.1%} estimated here without labels"
-        + (f", {drift.labels.champion.value:.1%} measured on {drift.labels.samples} labels." if drift.labels else "."),
+        + (f", {drift.labels.champion.value:.1%} measured on {drift.labels.samples} labels" if drift.labels else "")
+        + (
+            f"; labels agree with their neighbours {drift.labels.neighbours:.1%} (by chance {drift.labels.chance:.1%})."
+            if drift.labels
+            else "."
+        ),
         f"| column | effect (SD) | distance | p, corrected |\n|---|---|---|---|\n{rows}",
         *(_picture(config, tick, drift.files[name], name) for name in ("columns.png", "contact.png") if name in drift.files),
         "\n".join(

@@ -134,7 +134,7 @@ def _judge(
 
 def next_rung(decision: Decision, tried: Sequence[Candidate]) -> Rung | None:
     """The next rung to try, or None: the last one was enough on *tune*, or there is none left."""
-    if tried and (decision.action == "bootstrap" or tried[-1].tune_accuracy >= decision.target):
+    if tried and (decision.action == "bootstrap" or tried[-1].reached >= decision.target):
         return None
     left = decision.ladder[len(tried) :]
     return left[0] if left else None
@@ -144,7 +144,7 @@ def best(tried: Sequence[Candidate]) -> Candidate | None:
     """The candidate with the best tune accuracy over the new and the earlier windows; the cheaper one of equals."""
     if not tried:
         return None
-    return max(tried, key=lambda c: c.tune_accuracy + (c.tune_accuracy if c.kept_accuracy is None else c.kept_accuracy))
+    return max(tried, key=lambda c: c.reached + (c.reached if c.kept_accuracy is None else c.kept_accuracy))
 
 
 def judge_labels(drift: DriftReport | None, evaluation: Evaluation | None) -> Trust:
@@ -166,7 +166,7 @@ def bank_after(tick: Tick, window: Window, drift: DriftReport | None, trust: Tru
     """The bank with this window in it, if it is labelled and trusted. An alarm makes a regime of its own."""
     if trust != "trusted" or not window.splits.get("holdout") or any(b.view == window.view for b in tick.bank):
         return tick.bank
-    regime = drift.nearest if drift and not drift.alarm and drift.nearest != "mixture" else f"window {tick.seq}"
+    regime = drift.regime if drift and not drift.alarm and drift.regime else f"window {tick.seq}"
     bank = [*tick.bank, Banked(view=window.view, seq=tick.seq, regime=regime)]
     if len(bank) > MOST_BANKED:
         crowded = Counter(b.regime for b in bank).most_common(1)[0][0]

@@ -189,6 +189,7 @@ def rollback(store: Store, to: int | None = None, *, reason: str = "", by: str |
             goal = next(m for m in history if m.version == to)
         if goal.release == head.release:
             raise ReleaseError(f"rollback: v{goal.version} is champion already. Nothing was changed.")
+        _check_release(store, goal)
         barred = tuple(dict.fromkeys((*(b for b in head.barred if b != goal.release), head.release)))
         return {"release": goal.release, "version": goal.version, "pinned": True, "barred": barred}
 
@@ -217,6 +218,18 @@ def _move(store: Store, kind: Literal["rollback", "pin", "unpin"], change: Any, 
         if moves.append(move.seq, move):
             return move
     raise ReleaseError(f"{kind}: the champion keeps moving ({RACES} tries). Stop the other runs and try again.")
+
+
+def _check_release(store: Store, move: AliasMove) -> None:
+    """Raise unless every file of a move's release is there, whole: an incident is no time to go live with half of one."""
+    release = find(store, f"releases/{move.release}/release.json", Release)
+    if release is None:
+        raise ReleaseError(
+            f"rollback: the release of v{move.version} must be in the store, got none at "
+            f"{store.url(f'releases/{move.release}/release.json')}. Nothing was changed; choose another version."
+        )
+    for part in release.files.values():
+        store.read(part)
 
 
 def _known(versions: Mapping[int, str]) -> str:

@@ -245,6 +245,8 @@ class DriftReport(Record):
     p_value: Share
     score: float = Field(ge=0)
     """Largest column distance of the best fitting comparison, 0…1; higher is more drift."""
+    regime: str = ""
+    """The single component that fits best; a quiet window belongs to it."""
     nearest: str
     """The component (or `mixture`) that fits best."""
     columns: tuple[ColumnDrift, ...]
@@ -339,6 +341,11 @@ class Candidate(Record):
     code: str = ""
     """Digest of the code that trained it."""
     versions: dict[str, str] = {}
+
+    @property
+    def reached(self) -> float:
+        """Accuracy on *tune*: the window's, or that of the earlier windows where the window has no tune sample."""
+        return self.tune_accuracy if self.tune_samples or self.kept_accuracy is None else self.kept_accuracy
 
 
 class Scores(BaseModel):

@@ -51,7 +51,7 @@ def detect(store: Store, config: PipelineConfig, tick: Tick) -> DriftReport:
     current = build(embedder, [(view, seeded_choice(len(view.samples), most, key))])
     components = {c.name: _component(store, embedder, c.views, c.splits, most) for c in reference.components}
     shifts = compare_all(components, current, config.drift, seed=int(key, 16))
-    nearest = max(shifts, key=lambda s: (s.p_value, -s.score))
+    nearest = max(shifts, key=_fit)
     accuracy, estimate = shift.estimated_accuracy(nearest.reference, current, seed=int(key, 16))
     report = DriftReport(
         key=key,
@@ -62,6 +62,7 @@ def detect(store: Store, config: PipelineConfig, tick: Tick) -> DriftReport:
         alarm=nearest.p_value <= config.drift.false_alarm_rate,
         p_value=nearest.p_value,
         score=nearest.score,
+        regime=max((s for s in shifts if s.name in components), key=_fit).name,
         nearest=nearest.name,
         columns=nearest.columns,
         reference_accuracy=accuracy,
@@ -71,6 +72,10 @@ def detect(store: Store, config: PipelineConfig, tick: Tick) -> DriftReport:
         files=_explain(store, f"drift/{key}", nearest, current) if config.drift.report else {},
     )
     return settle(store, f"drift/{key}/record.json", report)
+
+
+def _fit(found: Shift) -> tuple[float, float]:
+    return found.p_value, -found.score
 
 
 def compare_all(components: Mapping[str, Frame], current: Frame, config: DriftConfig, seed: int) -> list[Shift]:
@@ -137,12 +142,7 @@ def _explain(store: Store, folder: str, nearest: Shift, current: Frame) -> dict[
         files["columns.png"] = here / "columns.png"
         shown = {
             **nearest.values,
-            **{
-                c: (f[c], current.categorical[c])
-                for f in [nearest.reference.categorical]
-                for c in f
-                if c in current.categorical
-            },
+            **{c: (v, current.categorical[c]) for c, v in nearest.reference.categorical.items() if c in current.categorical},
         }
         pictures.columns_picture(nearest.columns, shown, files["columns.png"])
         files["contact.png"] = here / "contact.png"

@@ -55,7 +55,7 @@ def agreement(champion: float, neighbours: float = 0.9, half: float = 0.04) -> L
 
 
 def drift(
-    *, alarm: bool = False, severity: float = 0.0, labels: LabelAgreement | None = None, nearest: str = "window 1"
+    *, alarm: bool = False, severity: float = 0.0, labels: LabelAgreement | None = None, regime: str = "window 1"
 ) -> DriftReport:
     return DriftReport(
         key="d",
@@ -66,7 +66,8 @@ def drift(
         alarm=alarm,
         p_value=0.001 if alarm else 0.4,
         score=0.5,
-        nearest=nearest,
+        regime=regime,
+        nearest="mixture",
         columns=(),
         reference_accuracy=0.9,
         estimated_accuracy=Interval(value=0.9 - severity, low=0.0, high=1.0),
@@ -353,9 +354,9 @@ def test_labels_that_cannot_be_judged_are_trusted() -> None:
     ("measured", "regime"),
     [
         (None, "window 2"),
-        (drift(nearest="window 1"), "window 1"),
-        (drift(alarm=True, nearest="window 1"), "window 2"),
-        (drift(nearest="mixture"), "window 2"),
+        (drift(regime="window 1"), "window 1"),
+        (drift(alarm=True, regime="window 1"), "window 2"),
+        (drift(regime="window 0"), "window 0"),
     ],
 )
 def test_a_trusted_window_joins_the_regime_it_fits(measured: DriftReport | None, regime: str) -> None:
@@ -380,3 +381,9 @@ def test_the_bank_is_bounded_and_the_oldest_of_the_crowded_regime_leaves() -> No
     assert after[0] == rare
     assert [b.view for b in after[1:3]] == ["c3", "c4"]
     assert after[-1].view == "v1"
+
+
+def test_without_tune_samples_of_its_own_a_rung_is_judged_by_the_earlier_ones() -> None:
+    small = candidate(tune=0.0).model_copy(update={"tune_samples": 0, "kept_accuracy": 0.9})
+    assert small.reached == 0.9
+    assert candidate(tune=0.4).model_copy(update={"tune_samples": 5, "kept_accuracy": 0.9}).reached == 0.4

@@ -17,10 +17,10 @@ from support.pictures import digits, write_folder
 from everfresh.tasks import decide, drift, evaluate, fine_tune, ingest, journal, models
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.embeddings import Embedder
-from everfresh.tasks.errors import ChampionMoved, DataError, ReleaseError
-from everfresh.tasks.ledger import champion_moves, find
+from everfresh.tasks.errors import ChampionMoved, DataError, DigestMismatch, ReleaseError
+from everfresh.tasks.ledger import champion_moves, find, settle
 from everfresh.tasks.publish import adopt, pin, publish, rollback, unpin
-from everfresh.tasks.records import AliasMove, Candidate, Evaluation, Reference, Release, Tick
+from everfresh.tasks.records import AliasMove, Candidate, Evaluation, ModelSpec, Reference, Release, Tick
 from everfresh.tasks.store import FolderStore, Store
 from everfresh.tasks.views import View
 
@@ -219,6 +219,12 @@ def test_the_consumer_knows_nothing_of_everfresh() -> None:
     assert "from everfresh" not in text
 
 
+SPEC = ModelSpec(
+    architecture="resnet18", classes=("a", "b"), head="fc", native_head=False, embedding_dim=512, image_size=32,
+    mean=(0, 0, 0), std=(1, 1, 1),
+)  # fmt: skip
+
+
 # --- rollback, pin -------------------------------------------------------------------------------------------
 
 
@@ -226,10 +232,27 @@ def versions(store: Store, count: int) -> None:
     """A history of publications, as far as rollback looks at it."""
     moves = champion_moves(store)
     for seq in range(1, count + 1):
+        release = Release(
+            id=f"r{seq}", spec=SPEC, files={"model.safetensors": store.keep(f"releases/r{seq}/model.safetensors", b"w")},
+            evaluation="", holdout_view="", bank=(), reference="", parent=None, rung="head", seq=seq, accuracy=1,
+            created_at=store.now(),
+        )  # fmt: skip
+        settle(store, f"releases/r{seq}/release.json", release)
         move = AliasMove(
             seq=seq, id=str(seq), kind="publish", release=f"r{seq}", version=seq, by="x", reason="", at=store.now()
         )  # fmt: skip
         assert moves.append(seq, move)
+
+
+def test_a_rollback_to_a_release_that_is_not_whole_is_refused(folder_store: FolderStore) -> None:
+    versions(folder_store, 3)
+    folder_store.put("releases/r2/model.safetensors", b"x")
+    with pytest.raises(DigestMismatch, match=r"releases/r2/model.safetensors"):
+        rollback(folder_store)
+    folder_store.delete("releases/r1/release.json")
+    with pytest.raises(ReleaseError, match=r"the release of v1 must be in the store.*Nothing was changed"):
+        rollback(folder_store, 1)
+    assert champion_moves(folder_store).last_seq() == 3
 
 
 def state(move: AliasMove) -> tuple[int, int, str, bool, tuple[str, ...]]:
