@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def main() -> None:
     if options.markdown:
         title = "# The demo over seeds\n\n`make bench-seeds` prints this; `benchmarks/demo_seeds.py` says what is promised.\n\n"
         options.markdown.write_text(title + "\n".join(lines) + "\n")
+    sys.exit(kept < 0.9 * len(rows))
 
 
 def judge(seed: int) -> list[Any]:

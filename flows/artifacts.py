@@ -39,7 +39,7 @@ def drift_table(config: PipelineConfig, tick: Tick, drift: DriftReport | None) -
             f"- [{name}]({store.url(part.key)})" for name, part in drift.files.items() if name.endswith((".html", ".json"))
         ),
     ]
-    create_markdown_artifact("\n\n".join(lines), key=f"{config.name}-drift", description=f"Drift of window {tick.seq}")
+    create_markdown_artifact("\n\n".join(lines), key=_key(config, tick, "drift"), description=f"Drift of window {tick.seq}")
 
 
 def tick_summary(config: PipelineConfig, tick: Tick, entry: JournalEntry, evaluation: Evaluation | None) -> None:
@@ -53,13 +53,15 @@ def tick_summary(config: PipelineConfig, tick: Tick, entry: JournalEntry, evalua
         lines.append("\n| gate | verdict |\n|---|---|")
         lines += [f"| {'✔' if v.passed else '✘'} {v.gate} | {v.words} |" for v in evaluation.verdicts]
         lines += ["", *(_picture(config, tick, part, name) for name, part in evaluation.files.items())]
-    create_markdown_artifact("\n".join(lines), key=f"{config.name}-tick", description=headline(entry))
+    create_markdown_artifact("\n".join(lines), key=_key(config, tick, "tick"), description=headline(entry))
 
 
 def headline(entry: JournalEntry) -> str:
     """One tick in a few words."""
     if entry.version is not None:
         return f"released v{entry.version}"
+    if entry.failure:
+        return f"training failed: {entry.failure}"
     if entry.failed_gates:
         return f"challenger rejected by {', '.join(entry.failed_gates)}; v{entry.champion_version} stays"
     stays = f"v{entry.champion_version} stays" if entry.champion_version else "no champion yet"
@@ -69,3 +71,8 @@ def headline(entry: JournalEntry) -> str:
 def _picture(config: PipelineConfig, tick: Tick, part: Part, name: str) -> str:
     data = base64.b64encode(open_pipeline(config, tick).read(part)).decode()
     return f"![{name}](data:image/png;base64,{data})"
+
+
+def _key(config: PipelineConfig, tick: Tick, topic: str) -> str:
+    """One timeline a topic; a replay's is its own."""
+    return f"{config.name}-replay-{topic}" if tick.replay else f"{config.name}-{topic}"

@@ -19,6 +19,8 @@ from everfresh.tasks.config import PipelineConfig, Rung, load_config
 from everfresh.tasks.errors import ConfigError, EverfreshError
 
 FAILED, WRONG_USE, REJECTED = 1, 2, 3
+TOLD_WITHIN = 10.0
+"""Seconds that a command waits for the Prefect server to hear of a move."""
 
 app = typer.Typer(
     name="everfresh",
@@ -39,7 +41,7 @@ def _print(value: Any, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
     else:
-        Console(width=None if sys.stdout.isatty() else 200).print(value)
+        Console(width=None if sys.stdout.isatty() else 200, markup=False).print(value)  # reasons are people's words
 
 
 @app.callback()
@@ -54,7 +56,7 @@ def settings(
         "DO_NOT_TRACK": "1",
     }
     if not os.environ["EVERFRESH_DEBUG"]:
-        quiet |= {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
+        quiet |= {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL"}
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
 
@@ -101,13 +103,13 @@ def run(
 ) -> None:
     """One tick: take in what is new, detect drift, decide, and retrain, prove and publish if need be."""
     config = load_config(pipeline)
-    if rung is not None and not force:
-        raise ConfigError("--rung must go with --force, got no --force. Add it, or set policy.ladder in the file.")
+    if (rung is not None or reason) and not force:
+        raise ConfigError("--rung and --reason must go with --force, got no --force. Add it, or set the policy in the file.")
     from everfresh.flows.retrain import retrain
 
     entries = retrain(config, force=force, reason=reason, rung=_rung(rung), drain=drain)
     _report(entries, as_json)
-    if entries and entries[-1].failed_gates:
+    if any(entry.failed_gates for entry in entries):
         raise typer.Exit(REJECTED)
 
 
@@ -233,7 +235,10 @@ def rollback(
         if not to.removeprefix("v").isdigit():
             raise ConfigError(f"--to must be a version such as v3, got {to!r}. See `everfresh history`.")
         version = int(to.removeprefix("v"))
-    _moved(publish.rollback(_opened(pipeline)[1], version, reason=reason), as_json)
+    config, store = _opened(pipeline)
+    move = publish.rollback(store, version, reason=reason)
+    _moved(move, as_json)
+    _tell(config, move)
 
 
 @app.command()
@@ -275,9 +280,12 @@ def _tell(config: PipelineConfig, move: Any) -> None:
     from prefect.settings import PREFECT_API_URL
 
     if PREFECT_API_URL.value():
+        from prefect.events.worker import EventsWorker
+
         from everfresh.flows.alerts import announce
 
         announce(config, None, move)
+        EventsWorker.drain_all(timeout=TOLD_WITHIN)  # a flow does so at its end; here the process would be gone first
 
 
 def _moved(move: Any, as_json: bool) -> None:

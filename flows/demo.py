@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
+import sys
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -223,7 +225,10 @@ def _closing_words(
     here = Path(os.path.relpath(folder))
     trained = sum(len(e.tried) for e in entries)
     home = os.environ.get("PREFECT_HOME")
-    prefect = f"PREFECT_HOME={home} prefect" if home else "prefect"
+    bin_folder = Path(sys.executable).parent
+    on_path = shutil.which("everfresh") == str(bin_folder / "everfresh")
+    tool = "" if on_path else f"{os.path.relpath(bin_folder)}/"
+    prefect = f"{f'PREFECT_HOME={os.path.relpath(home)} ' if home else ''}{tool}prefect"
     console.print(
         f"\nOn the aged scanner: version 1 frozen [bold]{share(scores.of(first, aged))}[/bold], "
         f"kept fresh [bold]{share(scores.of(last, aged))}[/bold]. "
@@ -235,12 +240,12 @@ def _closing_words(
     console.print(
         "Look next at\n"
         f"  the picture            {here / 'fresh.png'}  ({here / page.name} in a browser)\n"
-        f"  every tick             everfresh history {here / 'pipeline.yaml'}\n"
-        f"  where it stands        everfresh status {here / 'pipeline.yaml'}\n"
+        f"  every tick             {tool}everfresh history {here / 'pipeline.yaml'}\n"
+        f"  where it stands        {tool}everfresh status {here / 'pipeline.yaml'}\n"
         f"  the drift reports      {here / 'store/digits/drift'}/*/attempts/*/evidently.html\n"
         f"  these runs in Prefect  {prefect} server start   then open http://127.0.0.1:4200\n"
-        f"  go back                everfresh rollback {here / 'pipeline.yaml'}\n"
-        "  your own model         everfresh init pipeline.yaml",
+        f"  go back                {tool}everfresh rollback {here / 'pipeline.yaml'}\n"
+        f"  your own model         {tool}everfresh init pipeline.yaml",
         highlight=False,
         soft_wrap=True,
     )

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from everfresh.tasks.config import PipelineConfig
-from everfresh.tasks.journal import scheduled
+from everfresh.tasks.journal import idle_since, scheduled
 from everfresh.tasks.ledger import champion_moves, stream
 from everfresh.tasks.records import AliasMove, JournalEntry
 from everfresh.tasks.store import Store, pipeline_store
@@ -41,6 +41,7 @@ def status(config: PipelineConfig) -> dict[str, Any]:
         "last_decision": last.decision.action if last else None,
         "reasons": list(last.decision.reasons) if last else [],
         "last_tick": last.finished_at.isoformat() if last else None,
+        "nothing_new_at": idle_since(store),
     }
 
 

@@ -12,8 +12,8 @@ from everfresh.flows.fine_tune import fine_tune
 from everfresh.tasks import steps
 from everfresh.tasks.config import PipelineConfig, Rung
 from everfresh.tasks.decide import best, next_rung
-from everfresh.tasks.errors import ChampionMoved
-from everfresh.tasks.records import AliasMove, Candidate, DriftReport, Evaluation, JournalEntry, Tick
+from everfresh.tasks.errors import ChampionMoved, DataError, EverfreshError, TrainingError
+from everfresh.tasks.records import AliasMove, Candidate, Decision, DriftReport, Evaluation, JournalEntry, Tick
 
 
 @flow(name="retrain", flow_run_name="{config.name}", persist_result=False, validate_parameters=True)
@@ -50,15 +50,26 @@ def run_tick(config: PipelineConfig, tick: Tick) -> JournalEntry:
     decision = steps.decide_action(config, tick, drift)
     artifacts.drift_table(config, tick, drift)
     announce(config, tick, drift)
-    tried: list[Candidate] = []
-    while rung := next_rung(decision, tried):
-        tried.append(fine_tune(config, tick, rung, tried[-1] if tried else None))
+    tried, failure = climb(config, tick, decision)
     evaluation, published = prove(config, tick, drift, best(tried))
-    entry = steps.end_tick(config, tick, drift, decision, tried, evaluation, published)
+    entry = steps.end_tick(config, tick, drift, decision, tried, evaluation, published, str(failure or ""))
     artifacts.tick_summary(config, tick, entry, evaluation)
     get_run_logger().info("window %d: %s", tick.seq, artifacts.headline(entry))
     announce(config, tick, entry)
+    if failure:
+        raise failure
     return entry
+
+
+def climb(config: PipelineConfig, tick: Tick, decision: Decision) -> tuple[list[Candidate], EverfreshError | None]:
+    """Try rungs until one is enough. A window that cannot be trained on fails this run, but not those after it."""
+    tried: list[Candidate] = []
+    try:
+        while rung := next_rung(decision, tried):
+            tried.append(fine_tune(config, tick, rung, tried[-1] if tried else None))
+    except (DataError, TrainingError) as error:
+        return tried, error
+    return tried, None
 
 
 def prove(
@@ -67,10 +78,10 @@ def prove(
     """Evaluate and publish; again if the champion moved in between."""
     if challenger is None:
         return None, None
-    evaluation = steps.evaluate(config, tick, challenger)
+    evaluation = steps.evaluate(config, tick, challenger, drift)
     while evaluation.passed:
         try:
             return evaluation, steps.publish(config, tick, drift, challenger, evaluation)
         except ChampionMoved:
-            evaluation = steps.evaluate(config, tick, challenger, against=steps.last_move(config, tick))
+            evaluation = steps.evaluate(config, tick, challenger, drift, against=steps.last_move(config, tick))
     return evaluation, None

@@ -142,11 +142,11 @@ class WindowConfig(Section):
     holdout_fraction: float = Field(default=0.2, gt=0, lt=1)
     """Share of samples that only the gates ever see."""
     tune_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Share of samples for early stopping, calibration and the choice of rung."""
+    """Share of samples for the choice of regularisation and of rung."""
     bank_max_samples: int = Field(default=2_000, ge=1, le=1_000_000)
     """Upper bound of the bank of earlier hold-outs, in samples; a seeded sample stands for the rest."""
     seed: int = Field(default=0, ge=0, le=4_294_967_295)
-    """Seed of the split and of the shuffle."""
+    """Seed of the split and of the shuffle. Leave it and the two fractions as they are once windows exist."""
 
     @model_validator(mode="after")
     def _leaves_training_data(self) -> Self:

@@ -17,14 +17,11 @@ from everfresh.tasks.records import (
     Candidate,
     Decision,
     DriftReport,
-    Evaluation,
     JournalEntry,
     Tick,
     Window,
 )
 
-SUSPECT_SHARE = 0.6
-"""Labels with which nothing agrees to this share of the usual accuracy are suspect."""
 MOST_BANKED = 64
 """Windows in the bank; the oldest of the most frequent regime leaves first."""
 
@@ -54,9 +51,9 @@ def decide(
     """
     trainable = window.splits.get("train", 0)
     if champion is None or drift is None:
-        if trainable < 2 or len(window.classes) < 2:
+        if trainable < 2 or len(window.train_classes) < 2:
             return _nothing(
-                f"there is no champion yet, and {trainable} labelled training samples of {len(window.classes)} classes "
+                f"there is no champion yet, and {trainable} labelled training samples of {len(window.train_classes)} classes "
                 "cannot train one"
             )
         return Decision(action="bootstrap", reasons=("there is no champion yet",), ladder=(policy.bootstrap,))
@@ -93,9 +90,9 @@ def _obstacle(tick: Tick, window: Window) -> str:
     """Why nothing can be trained on a window; empty if something can."""
     if not window.splits.get("train"):
         return "but the window has no labelled sample to train on"
-    if len(window.classes) < 2 and not any(banked.seq for banked in tick.bank):  # an adopted model's are all hold-out
-        (only,) = window.classes
-        return f"but the window has labels of one class only ({only!r}) and nothing earlier to replay"
+    if len(window.train_classes) < 2 and not any(banked.seq for banked in tick.bank):  # an adopted model's are all hold-out
+        (only,) = window.train_classes
+        return f"but the window has training samples of one class only ({only!r}) and nothing earlier to replay"
     return ""
 
 
@@ -145,21 +142,6 @@ def best(tried: Sequence[Candidate]) -> Candidate | None:
     if not tried:
         return None
     return max(tried, key=lambda c: c.reached + (c.reached if c.kept_accuracy is None else c.kept_accuracy))
-
-
-def judge_labels(drift: DriftReport | None, evaluation: Evaluation | None) -> Trust:
-    """Whether the window's labels may be trained on and compared with later.
-
-    They are suspect if nothing agrees with them: neither the champion, nor the window's own neighbours in the
-    embedding, nor a challenger that was trained on them, each far below the champion's usual accuracy. A new regime is
-    not suspect: there the challenger, or the neighbours, agree.
-    """
-    if drift is None or drift.labels is None:
-        return "trusted"
-    witnesses = [drift.labels.champion.high, drift.labels.neighbours]
-    if evaluation is not None:
-        witnesses.append(evaluation.window.challenger.accuracy)
-    return "suspect" if max(witnesses) < SUSPECT_SHARE * drift.reference_accuracy else "trusted"
 
 
 def bank_after(tick: Tick, window: Window, drift: DriftReport | None, trust: Trust) -> tuple[Banked, ...]:

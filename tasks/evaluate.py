@@ -28,6 +28,7 @@ from everfresh.tasks.records import (
     AliasMove,
     Candidate,
     Comparison,
+    DriftReport,
     Evaluation,
     Part,
     Release,
@@ -36,8 +37,10 @@ from everfresh.tasks.records import (
     digest_of,
 )
 from everfresh.tasks.store import Store
+from everfresh.tasks.trust import judge_labels
 from everfresh.tasks.views import View, seeded_choice
 
+SUSPECT = "labels: nothing agrees with this window's labels, neither champion nor challenger nor neighbours: it is suspect"
 NO_HOLDOUT = "holdout: the window has no labelled hold-out sample, so nothing is proven"
 
 
@@ -61,7 +64,9 @@ class Judged:
         return ours[self.shared].astype(np.float64), theirs[self.shared].astype(np.float64)
 
 
-def evaluate(store: Store, config: PipelineConfig, tick: Tick, candidate: Candidate, *, against: int) -> Evaluation:
+def evaluate(
+    store: Store, config: PipelineConfig, tick: Tick, candidate: Candidate, drift: DriftReport | None = None, *, against: int
+) -> Evaluation:
     """Prove a challenger, or not.
 
     Args:
@@ -69,6 +74,7 @@ def evaluate(store: Store, config: PipelineConfig, tick: Tick, candidate: Candid
         config: of the pipeline.
         tick: names the window and the bank.
         candidate: the challenger.
+        drift: what was measured of the window, its labels' agreement among it; None without a champion.
         against: sequence of the alias move that made the champion to beat; 0 if there is none.
 
     Raises:
@@ -82,8 +88,8 @@ def evaluate(store: Store, config: PipelineConfig, tick: Tick, candidate: Candid
         )
     bank = tuple(b.view for b in tick.bank if b.view != tick.view)
     key = digest_of(
-        "evaluation", 2, candidate.key, champion.id if champion else None, against, config.gates, tick.view, bank,
-        config.window.bank_max_samples,
+        "evaluation", 3, candidate.key, champion.id if champion else None, against, config.gates, tick.view, bank,
+        config.window.bank_max_samples, drift.key if drift else None,
     )  # fmt: skip
     if (known := find(store, f"evaluations/{key}/record.json", Evaluation)) is not None:
         return known
@@ -94,6 +100,10 @@ def evaluate(store: Store, config: PipelineConfig, tick: Tick, candidate: Candid
     earlier = _judge(ours, theirs, [View(store, v) for v in bank], config.window.bank_max_samples)
     here, there = compare(window, classes, key), compare(earlier, classes, key) if len(earlier.labels) else None
     verdicts = [judge(gate, window, here, earlier, there) for gate in config.gates]
+    floors = all(v.passed for v in verdicts if v.gate == "floor")
+    trust = judge_labels(drift, here.challenger.accuracy if len(window.labels) else None, floors_passed=floors)
+    if trust != "trusted":
+        verdicts.append(Verdict(gate="labels", passed=False, numbers={}, words=SUSPECT))
     if not len(window.labels):
         verdicts.append(Verdict(gate="holdout", passed=False, numbers={}, words=NO_HOLDOUT))
     if move:
@@ -107,6 +117,7 @@ def evaluate(store: Store, config: PipelineConfig, tick: Tick, candidate: Candid
         bank=there,
         bank_views=bank,
         verdicts=tuple(verdicts),
+        trust=trust,
         passed=all(v.passed for v in verdicts),
         files=_pictures(store, f"evaluations/{key}", here, classes),
     )

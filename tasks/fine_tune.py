@@ -36,7 +36,7 @@ from everfresh.tasks.errors import DataError, DigestMismatch, StoreError, Traini
 from everfresh.tasks.images import normalise, to_tensor
 from everfresh.tasks.ledger import attempt_folder, find, settle
 from everfresh.tasks.progress import bar
-from everfresh.tasks.records import Candidate, Cost, ModelSpec, Part, Release, Tick, digest_of
+from everfresh.tasks.records import Candidate, Cost, ModelSpec, Part, Release, Split, Tick, digest_of
 from everfresh.tasks.store import Store, file_digest
 from everfresh.tasks.views import View, seeded_choice
 
@@ -81,6 +81,9 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         TrainingError: the loss is not finite.
     """
     begun = time.monotonic()
+    if tick.request:  # another draw: a person who forces wants another model, not the same one under a new name
+        seed = int(digest_of(config.fine_tune.seed, tick.request)[:7], 16)
+        config = config.model_copy(update={"fine_tune": config.fine_tune.model_copy(update={"seed": seed})})
     replay = tuple(b.view for b in tick.bank if b.view != tick.view)
     start = start if rung == "full" else None
     release = find(store, f"releases/{tick.champion}/release.json", Release)
@@ -100,14 +103,16 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
     module, spec = _start(store, config, release if from_champion else None, start)
     classes = config.model.classes
     window, earlier = View(store, tick.view), [View(store, v) for v in replay]
-    train = _pool(window, earlier, "train", classes, config.fine_tune.replay_max_samples)
+    # A group that is hold-out anywhere is learnt from nowhere, also where an adopted model's validation pictures come in again.
+    withheld = frozenset(s.group for view in earlier for s in view.samples if s.split == "holdout")
+    train = _pool(window, earlier, "train", classes, config.fine_tune.replay_max_samples, withheld)
     if not len(train.parts[0][1]):
         raise DataError(
             f"fine_tune: window {tick.seq} must have labelled training samples of model.classes, got none. "
             "Add labels, or extend model.classes."
         )
-    tune = _pool(window, [], "tune", classes, 0)
-    kept = _pool(None, earlier, "tune", classes, config.window.bank_max_samples)
+    tune = _pool(window, [], "tune", classes, 0, withheld)
+    kept = _pool(None, earlier, "tune", classes, config.window.bank_max_samples, withheld)
     folder = f"candidates/{key}"
     attempt = attempt_folder(folder)
     torch.manual_seed(config.fine_tune.seed)
@@ -169,11 +174,18 @@ def _start(
     return module, spec
 
 
-def _pool(window: View | None, earlier: Sequence[View], split: Any, classes: tuple[str, ...], most: int) -> Pool:
+def _pool(
+    window: View | None, earlier: Sequence[View], split: Split, classes: tuple[str, ...], most: int, withheld: frozenset[str]
+) -> Pool:
     """Rows of a split: all of the window's, and a seeded, equal share of each earlier view's up to `most` in all."""
-    parts = [] if window is None else [(window, window.rows(split, classes))]
+
+    def rows_of(view: View) -> NDArray[np.int64]:
+        rows = view.rows(split, classes)
+        return rows[[view.samples[int(r)].group not in withheld for r in rows]] if len(rows) else rows
+
+    parts = [] if window is None else [(window, rows_of(window))]
     if most:
-        rows = [view.rows(split, classes) for view in earlier]
+        rows = [rows_of(view) for view in earlier]
         share = _equal_share([len(r) for r in rows], most)
         for view, r in zip(earlier, rows, strict=True):
             chosen = r[seeded_choice(len(r), share, "replay", view.window.view)]
@@ -444,4 +456,7 @@ def _code() -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "scikit-learn")}
+    return {
+        name: importlib.metadata.version(name)
+        for name in ("torch", "torchvision", "scikit-learn", "numpy", "pillow", "accelerate")
+    }

@@ -36,7 +36,7 @@ class Picture:
     digest: str
     """SHA-256 of the bytes."""
     group: str
-    """Equal for equal and nearly equal pictures: digest of the 64-bit difference hash of the pixels."""
+    """Equal for equal and for most nearly equal pictures: the 64-bit difference hash of the pixels."""
     width: int
     height: int
     brightness: float
@@ -128,7 +128,7 @@ def _colourfulness(image: Image.Image) -> float:
 
 
 def _difference_hash(grey: Image.Image) -> str:
-    """64 bits: is each of 9 × 8 cells brighter than its left neighbour? Survives rescaling and recompression."""
+    """64 bits: is each of 9 × 8 cells brighter than its left neighbour? Survives most, not all, rescaling and recompression."""
     cells = np.asarray(grey.resize((9, 8), Image.Resampling.LANCZOS), dtype=np.int16)
     bits: NDArray[np.uint8] = np.packbits(cells[:, 1:] > cells[:, :-1])
     return bits.tobytes().hex()

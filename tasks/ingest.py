@@ -50,6 +50,7 @@ class SourceFile:
     """Which of the source's paths it stands in."""
     archive_key: str = ""
     """Key of the archive that holds it."""
+    archive_version: str = ""
     member: tarfile.TarInfo | None = field(default=None, compare=False)
     archive: Path | None = None
 
@@ -90,7 +91,7 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
         window = writer.commit(store, config.model.classes)
         seen.update((f.key, f.version) for f in taken)
         left = {f.archive_key for f in set(waiting) - set(taken)}  # an archive of which nothing is left is not opened again
-        seen.update((f"{f.archive_key}/", f.version) for f in taken if f.archive_key and f.archive_key not in left)
+        seen.update((f"{f.archive_key}/", f.archive_version) for f in taken if f.archive_key and f.archive_key not in left)
         complete = len(taken) == len(waiting)
         entry = StreamEntry(
             seq=(head.seq if head else 0) + 1,
@@ -274,7 +275,8 @@ class Source:
         for name, member in members.items():
             key = f"{item.key}/{name}"
             _check_name(key)
-            yield SourceFile(key, item.version, member.size, member.mtime, place, item.key, member, archive)
+            version = f"{member.size}-{member.mtime}-{member.offset_data}"  # an archive that grows keeps its old members
+            yield SourceFile(key, version, member.size, member.mtime, place, item.key, item.version, member, archive)
 
     def _local(self, place: int, item: Listed) -> Path:
         store = self._stores[place]

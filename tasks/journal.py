@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from everfresh.tasks.config import Rung, Trust
-from everfresh.tasks.errors import DataError
+from everfresh.tasks.errors import DataError, ObjectMissing
 from everfresh.tasks.ledger import Log, champion_moves, find, settle, stream
 from everfresh.tasks.records import (
     AliasMove,
@@ -80,9 +80,24 @@ def outlook(
         champion=move.release if move else None,
         champion_move=move.seq if move else 0,
         reference=release.reference if release else None,
-        bank=last.bank if last else release.bank if release else (),
+        bank=_bank(last, release),
         now=store.now(),
     )
+
+
+def _bank(last: JournalEntry | None, release: Release | None) -> tuple[Banked, ...]:
+    """The bank after the tick before; with the validation samples of an adopted champion, whenever it was adopted."""
+    known = last.bank if last else release.bank if release else ()
+    adopted = tuple(b for b in release.bank if b.seq == 0 and b not in known) if release else ()
+    return adopted + known
+
+
+def unfinished(store: Store, seq: int) -> Tick | None:
+    """A tick that a person forced on a window and that died before its journal entry."""
+    prefix = f"ticks/{seq:08d}-"
+    listed = takewhile(lambda i: i.key.startswith(prefix), store.list("ticks", after=prefix))
+    ticks = [Tick.from_bytes(store.get(i.key)) for i in listed if not i.key.endswith("-tick.json")]
+    return next((t for t in ticks if not store.exists(f"journal/{seq:08d}-{t.request}.json")), None)
 
 
 def begin(store: Store, tick: Tick) -> Tick:
@@ -110,6 +125,7 @@ def end(
     published: AliasMove | None,
     trust: Trust,
     bank: tuple[Banked, ...],
+    failure: str = "",
 ) -> JournalEntry:
     """Write the journal entry that ends a tick."""
     window = window_of(store, tick.view)
@@ -143,6 +159,7 @@ def end(
         champion=head.release if head else None,
         champion_version=head.version if head else None,
         trust=trust,
+        failure=failure,
         bank=bank,
         samples_since_training=0 if tried else window.labelled + (last.samples_since_training if last else 0),
         windows_since_training=0 if tried else 1 + (last.windows_since_training if last else 0),
@@ -160,3 +177,12 @@ def end(
 def idle(store: Store) -> None:
     """Note that a tick found nothing to do."""
     store.put("state.json", json.dumps({"idle_at": store.now().isoformat()}).encode())
+
+
+def idle_since(store: Store) -> str | None:
+    """When a tick last found nothing to do, ISO 8601; None if never."""
+    try:
+        found: str = json.loads(store.get("state.json"))["idle_at"]
+    except (ObjectMissing, ValueError, KeyError):
+        return None
+    return found

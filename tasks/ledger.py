@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Generic, TypeVar
 
-from everfresh.tasks.errors import ObjectMissing
+from everfresh.tasks.errors import ObjectMissing, StoreError
 from everfresh.tasks.records import AliasMove, Record, StreamEntry
 from everfresh.tasks.store import Store
 
@@ -56,7 +57,8 @@ class Log(Generic[R]):
         data = record.to_bytes()
         won = self.store.create(self._key(seq), data) or self.store.get(self._key(seq)) == data
         if won:
-            self.store.put(f"{self.folder}.json", b"%d\n" % seq)
+            with suppress(StoreError):  # it is only a hint: the entry stands, and a retry would make another
+                self.store.put(f"{self.folder}.json", b"%d\n" % seq)
         return won
 
     def __iter__(self) -> Iterator[R]:

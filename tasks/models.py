@@ -48,14 +48,14 @@ def start(config: ModelConfig, seed: int) -> tuple[nn.Module, ModelSpec]:
         ModelError: unknown architecture, weights that cannot be had or do not fit.
     """
     torch.manual_seed(seed)
-    classes = len(config.classes)
-    if config.weights is None:
-        module = _architecture(config.architecture, classes)
-    elif is_path(config.weights):
-        return _from_state(config, read_state(config.weights), seed)
+    if config.weights is not None and is_path(config.weights):
+        module, spec = _from_state(config, read_state(config.weights), seed)
+    elif config.weights is not None:
+        module, spec = _with_head(_torchvision_weights(config.architecture, config.weights), config, seed)
     else:
-        module = _torchvision_weights(config.architecture, config.weights)
-    return _with_head(module, config, seed)
+        module, spec = _with_head(_architecture(config.architecture, len(config.classes)), config, seed)
+    _check_head(module, spec)
+    return module, spec
 
 
 def adopt(config: ModelConfig, weights: str) -> tuple[nn.Module, ModelSpec]:
@@ -65,7 +65,32 @@ def adopt(config: ModelConfig, weights: str) -> tuple[nn.Module, ModelSpec]:
         ModelError: the weights do not fit the architecture or the number of classes.
     """
     module, spec = _from_state(config, read_state(weights), seed=0, keep_head=True)
+    _check_head(module, spec)
     return module.eval(), spec
+
+
+@torch.no_grad()
+def _check_head(module: nn.Module, spec: ModelSpec) -> None:
+    """Raise unless the model's scores are its head applied to its embedding: gates and head rung rest on it."""
+    if spec.native_head:
+        return
+    training, state = module.training, torch.get_rng_state()
+    noise = torch.randint(0, 256, (2, 3, spec.image_size, spec.image_size), generator=torch.Generator().manual_seed(0))
+    captured: list[Tensor] = []
+    hook = module.get_submodule(spec.head).register_forward_pre_hook(lambda _, args: captured.append(args[0]))
+    try:
+        scores = module.eval()(normalise(noise.to(torch.uint8), spec.mean, spec.std))
+    finally:
+        hook.remove()
+        module.train(training)
+        torch.set_rng_state(state)
+    features = captured[-1].mean(dim=(-2, -1)) if captured and captured[-1].ndim == 4 else captured[-1] if captured else None
+    expected = linear_head(module, spec)(features) if features is not None else None
+    if expected is None or expected.shape != scores.shape or not torch.allclose(expected, scores, rtol=1e-3, atol=1e-3):
+        raise ModelError(
+            f"model.architecture {spec.architecture} must end in its linear layer {spec.head!r}, got outputs that something "
+            "after it changes. Move that into the training loss or into what reads the scores."
+        )
 
 
 def load(store: Store, spec: ModelSpec, weights: Part) -> nn.Module:

@@ -109,6 +109,8 @@ class Window(Record):
     """Samples by label."""
     pending: dict[str, int] = {}
     """Samples whose label is none of `model.classes`, by label: they wait until the class is added."""
+    train_classes: dict[str, int] = {}
+    """Training samples by label, known labels only."""
     manifest: Part
     shards: tuple[Part, ...]
     supersedes: str | None = None
@@ -400,6 +402,8 @@ class Evaluation(Record):
     bank: Comparison | None
     bank_views: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
+    trust: Trust = "trusted"
+    """Whether the window's labels agree with anything known; a suspect window's challenger does not pass."""
     passed: bool
     files: dict[str, Part] = {}
 
@@ -475,6 +479,8 @@ class JournalEntry(Record):
     """Champion after the tick."""
     champion_version: int | None
     trust: Trust
+    failure: str = ""
+    """Why training could not go on, if it could not; the next window is not held up by it."""
     bank: tuple[Banked, ...]
     """Trusted windows after this tick, oldest first, bounded."""
     samples_since_training: int

@@ -29,6 +29,7 @@ from everfresh.tasks.records import (
     Tick,
 )
 from everfresh.tasks.store import Store, pipeline_store
+from everfresh.tasks.trust import judge_labels
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,7 +64,8 @@ def next_window(config: PipelineConfig, *, take_in: bool = True) -> Tick | None:
     store = open_pipeline(config)
     entry = journal.pending(store) or (ingest.ingest(store, config) if take_in else None)
     if entry is None:
-        journal.idle(store)
+        if take_in:
+            journal.idle(store)
         return None
     return journal.begin(store, journal.outlook(store, entry))
 
@@ -78,11 +80,13 @@ def watched_window(config: PipelineConfig) -> Tick | None:
 
 @step("forced window")
 def forced_window(config: PipelineConfig, request: str, reason: str, rung: Rung | None) -> Tick | None:
-    """Where a tick sets out from that a person forces: the newest window, None if there is none."""
+    """Where a tick sets out from that a person forces: one that died before its end, else the newest window."""
     store = open_pipeline(config)
     entry = stream(store).last()
     if entry is None:
         return None
+    if (begun := journal.unfinished(store, entry.seq)) is not None:
+        return begun
     return journal.begin(store, journal.outlook(store, entry, request=request, reason=reason, rung=rung))
 
 
@@ -132,12 +136,14 @@ def fine_tune(config: PipelineConfig, tick: Tick, rung: Rung, start: Candidate |
 
 
 @step("evaluate")
-def evaluate(config: PipelineConfig, tick: Tick, candidate: Candidate, *, against: int | None = None) -> Evaluation:
+def evaluate(
+    config: PipelineConfig, tick: Tick, candidate: Candidate, drift: DriftReport | None, *, against: int | None = None
+) -> Evaluation:
     """Prove the challenger against the champion of the tick, or against that of move `against`."""
     from everfresh.tasks import evaluate as stage
 
     store = open_pipeline(config, tick)
-    return stage.evaluate(store, config, tick, candidate, against=tick.champion_move if against is None else against)
+    return stage.evaluate(store, config, tick, candidate, drift, against=tick.champion_move if against is None else against)
 
 
 @step("champion's last move")
@@ -154,7 +160,7 @@ def publish(
     from everfresh.tasks import publish as stage
 
     store = open_pipeline(config, tick)
-    bank = decide.bank_after(tick, journal.window_of(store, tick.view), drift, decide.judge_labels(drift, evaluation))
+    bank = decide.bank_after(tick, journal.window_of(store, tick.view), drift, evaluation.trust)
     return stage.publish(store, config, tick, candidate, evaluation, bank)
 
 
@@ -167,12 +173,13 @@ def end_tick(
     tried: Sequence[Candidate],
     evaluation: Evaluation | None,
     published: AliasMove | None,
+    failure: str,
 ) -> JournalEntry:
     """Write the journal entry."""
     store = open_pipeline(config, tick)
-    trust = decide.judge_labels(drift, evaluation)
+    trust = evaluation.trust if evaluation else judge_labels(drift, None)
     bank = decide.bank_after(tick, journal.window_of(store, tick.view), drift, trust)
-    return journal.end(store, tick, drift, decision, tried, evaluation, published, trust, bank)
+    return journal.end(store, tick, drift, decision, tried, evaluation, published, trust, bank, failure)
 
 
 @step("rollback")

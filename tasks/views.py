@@ -114,7 +114,7 @@ class ViewWriter:
 
         self._close()
         view = digest_of(
-            sorted([s.key, s.digest, s.label or "", str(s.timestamp or ""), s.split] for s in self.samples),
+            sorted([s.key, s.digest, s.label or "", str(s.timestamp or ""), s.split, s.slices] for s in self.samples),
             sorted([r["key"], r["sha256"], r["reason"]] for r in self.rejected),
         )
         if (known := find(store, f"windows/{view}/window.json", Window)) is not None:
@@ -127,6 +127,7 @@ class ViewWriter:
         manifest = self.folder / "manifest.parquet"
         pq.write_table(_table(self.samples), manifest)
         labels = Counter(s.label for s in self.samples if s.label is not None)
+        trained = Counter(s.label for s in self.samples if s.label is not None and s.split == "train")
         known_labels = set(classes)
         window = Window(
             view=view,
@@ -134,6 +135,7 @@ class ViewWriter:
             quarantined=len(self.rejected),
             labelled=sum(labels.values()),
             splits=dict(Counter(s.split for s in self.samples if s.label in known_labels)),
+            train_classes={c: n for c, n in sorted(trained.items()) if c in known_labels},
             classes={c: n for c, n in sorted(labels.items()) if c in known_labels},
             pending={c: n for c, n in sorted(labels.items()) if c not in known_labels},
             manifest=_keep(store, view, manifest),

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from everfresh.tasks.config import DriftConfig, PipelineConfig
@@ -43,13 +44,14 @@ def detect(store: Store, config: PipelineConfig, tick: Tick) -> DriftReport:
             f"drift: the release {tick.champion} and its reference must be in the store, got none. "
             "Let a first window train version 1, or adopt a model."
         )
-    key = digest_of("drift", 1, tick.view, reference.id, release.id, config.model.precision, config.drift)
+    key = digest_of("drift", 2, tick.view, reference.id, release.id, config.model.precision, config.drift)
     if (known := find(store, f"drift/{key}/record.json", DriftReport)) is not None:
         return known
     embedder = Embedder.open(store, release.spec, release.files["model.safetensors"], config.model.precision)
     most, view = config.drift.max_samples, View(store, tick.view)
-    current = build(embedder, [(view, seeded_choice(len(view.samples), most, key))])
-    components = {c.name: _component(store, embedder, c.views, c.splits, most) for c in reference.components}
+    rows = _unlearnt(view, release)
+    current = build(embedder, [(view, rows[seeded_choice(len(rows), most, key)])])
+    components = {c.name: _component(store, embedder, c.views, c.splits, most, tick.view) for c in reference.components}
     shifts = compare_all(components, current, config.drift, seed=int(key, 16))
     nearest = max(shifts, key=_fit)
     accuracy, estimate = shift.estimated_accuracy(nearest.reference, current, seed=int(key, 16))
@@ -68,7 +70,7 @@ def detect(store: Store, config: PipelineConfig, tick: Tick) -> DriftReport:
         reference_accuracy=accuracy,
         estimated_accuracy=estimate,
         severity=accuracy - estimate.value,
-        labels=agreement(current),
+        labels=agreement(current.take(_outside_holdout(current))),
         files=_explain(store, f"drift/{key}", nearest, current) if config.drift.report else {},
     )
     return settle(store, f"drift/{key}/record.json", report)
@@ -119,9 +121,24 @@ def _neighbour_agreement(embeddings: np.ndarray, labels: np.ndarray) -> float:
     return float((votes.predict(None) == labels).mean())  # None: each sample without itself
 
 
-def _component(store: Store, embedder: Embedder, views: tuple[str, ...], splits: tuple[str, ...], most: int) -> Frame:
+def _unlearnt(view: View, release: Release) -> NDArray[np.int64]:
+    """Rows that the champion never learnt from: all of a new window, the hold-out of one that it was trained on."""
+    learnt = any(b.view == view.window.view for b in release.bank)
+    return np.array([i for i, s in enumerate(view.samples) if not learnt or s.split == "holdout"], dtype=np.int64)
+
+
+def _outside_holdout(current: Frame) -> NDArray[np.int64]:
+    """Rows whose labels may move a decision: the hold-out's are for the gates alone, else what triggers biases them."""
+    rows = [i for i, (view, row) in enumerate(current.places) if view.samples[row].split != "holdout"]
+    return np.array(rows, dtype=np.int64)
+
+
+def _component(
+    store: Store, embedder: Embedder, views: tuple[str, ...], splits: tuple[str, ...], most: int, current: str
+) -> Frame:
+    """The samples of one regime; the current window itself, if a person forces a tick on it again, is left out."""
     picks = []
-    for name in views:
+    for name in [v for v in views if v != current] or views:
         view = View(store, name)
         rows = np.array([i for i, s in enumerate(view.samples) if s.split in splits], dtype=np.int64)
         picks.append((view, rows[seeded_choice(len(rows), max(1, most // len(views)), name)]))

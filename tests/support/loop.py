@@ -19,6 +19,7 @@ from everfresh.tasks.config import PipelineConfig, parse_config
 from everfresh.tasks.ledger import champion_moves, find
 from everfresh.tasks.records import AliasMove, Candidate, Decision, DriftReport, Evaluation, JournalEntry, Release, Tick
 from everfresh.tasks.store import FolderStore, Store
+from everfresh.tasks.trust import judge_labels
 
 CLASSES = ("zero", "one", "two")
 SIDE = 16
@@ -106,11 +107,11 @@ def run_window(store: Store, config: PipelineConfig, request: str = "") -> Outco
         tried.append(fine_tune.fine_tune(store, config, tick, rung, tried[-1] if tried else None))
     evaluation, move = None, None
     if challenger := decide.best(tried):
-        evaluation = evaluate.evaluate(store, config, tick, challenger, against=tick.champion_move)
-        bank = decide.bank_after(tick, window, measured, decide.judge_labels(measured, evaluation))
+        evaluation = evaluate.evaluate(store, config, tick, challenger, measured, against=tick.champion_move)
+        bank = decide.bank_after(tick, window, measured, evaluation.trust)
         if evaluation.passed:
             move = publish.publish(store, config, tick, challenger, evaluation, bank)
-    trust = decide.judge_labels(measured, evaluation)
+    trust = evaluation.trust if evaluation else judge_labels(measured, None)
     bank = decide.bank_after(tick, window, measured, trust)
     entry = journal.end(store, tick, measured, decision, tried, evaluation, move, trust, bank)
     return Outcome(tick, measured, decision, tuple(tried), evaluation, move, entry)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from everfresh.tasks.config import OnAge, OnDrift, OnNewSamples, OnPerformance, PolicyConfig
-from everfresh.tasks.decide import MOST_BANKED, bank_after, best, decide, judge_labels, next_rung
+from everfresh.tasks.decide import MOST_BANKED, bank_after, best, decide, next_rung
 from everfresh.tasks.records import (
     AliasMove,
     Banked,
@@ -46,7 +46,8 @@ def window(train: int = 50, classes: tuple[str, ...] = ("a", "b"), **changes: An
         "splits": {"train": train, "tune": 5, "holdout": 20} if train else {},
         "classes": dict.fromkeys(classes, 10) if train else {}, "manifest": PART, "shards": (),
     }  # fmt: skip
-    return Window(**{**fields, **changes})
+    fields = {**fields, **changes}
+    return Window(**{"train_classes": fields["classes"], **fields})
 
 
 def agreement(champion: float, neighbours: float = 0.9, half: float = 0.04) -> LabelAgreement:
@@ -229,7 +230,7 @@ def test_one_class_alone_trains_nothing_where_nothing_is_replayed(request_: str)
     policy = PolicyConfig(triggers=(AGE,))
     decision = verdict(policy, tick=tick(request=request_, bank=adopted), window=window(classes=("a",)))
     assert decision.action == "nothing"
-    assert "labels of one class only ('a') and nothing earlier to replay" in decision.reasons[-1]
+    assert "training samples of one class only ('a') and nothing earlier to replay" in decision.reasons[-1]
     assert verdict(policy, tick=tick(request=request_), window=window(classes=("a",))).action == "retrain"
 
 
@@ -324,30 +325,6 @@ def test_the_best_is_good_on_new_and_earlier_windows_and_cheap(tried: list[Candi
 
 
 # --- trust and the bank --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("champion", "neighbours", "challenger", "trust"),
-    [
-        (0.1, 0.1, 0.1, "suspect"),  # shuffled labels: nothing agrees with them
-        (0.1, 0.1, None, "suspect"),
-        (0.2, 0.2, 0.8, "trusted"),  # a new regime that can be learnt
-        (0.2, 0.8, 0.2, "trusted"),  # a new regime in which neighbours agree
-        (0.88, 0.1, None, "trusted"),
-        (0.49, 0.1, 0.53, "suspect"),  # 0.6 of the usual 0.9 is the line
-        (0.51, 0.1, 0.1, "trusted"),  # its interval reaches over it
-    ],
-)
-def test_labels_are_suspect_if_nothing_agrees_with_them(
-    champion: float, neighbours: float, challenger: float | None, trust: str
-) -> None:
-    measured = drift(labels=agreement(champion, neighbours))
-    assert judge_labels(measured, None if challenger is None else evaluation(challenger)) == trust
-
-
-def test_labels_that_cannot_be_judged_are_trusted() -> None:
-    assert judge_labels(None, evaluation(0.0)) == "trusted"
-    assert judge_labels(drift(), evaluation(0.0)) == "trusted"
 
 
 @pytest.mark.parametrize(
