@@ -5,8 +5,11 @@ from __future__ import annotations
 from everfresh.tasks.config import Trust
 from everfresh.tasks.records import DriftReport
 
-SUSPECT_SHARE = 0.6
-"""Labels with which nothing agrees to this share of the usual accuracy, both above chance, are suspect."""
+QUIET_SHARE, DRIFTED_SHARE = 0.6, 0.3
+"""Labels with which nothing agrees to this share of the usual accuracy, both above chance, are suspect.
+
+Where the pictures have drifted too, low accuracy has another explanation, and only labels that nobody can learn are.
+"""
 
 
 def judge_labels(drift: DriftReport | None, challenger: float | None, *, floors_passed: bool = True) -> Trust:
@@ -30,4 +33,4 @@ def judge_labels(drift: DriftReport | None, challenger: float | None, *, floors_
     witnesses = [drift.labels.champion.high, drift.labels.neighbours, *([] if challenger is None else [challenger])]
     above = (max(witnesses) - chance) / (1 - chance)
     usual = (drift.reference_accuracy - chance) / (1 - chance)
-    return "suspect" if above < SUSPECT_SHARE * usual else "trusted"
+    return "suspect" if above < (DRIFTED_SHARE if drift.alarm else QUIET_SHARE) * usual else "trusted"

@@ -43,6 +43,12 @@ def test_shuffled_labels_of_a_rare_class_are_suspect_though_most_agree_by_chance
     assert judge_labels(drift(0.82, 0.82, chance=0.82, usual=0.97, spread=0.06), 0.84) == "suspect"
 
 
+def test_a_hard_new_regime_is_not_suspect_but_shuffled_labels_in_it_are() -> None:
+    drifted = drift(0.1, 0.3).model_copy(update={"alarm": True})
+    assert judge_labels(drifted, 0.5) == "trusted"
+    assert judge_labels(drifted, 0.15) == "suspect"
+
+
 def test_without_labels_there_is_nothing_to_suspect() -> None:
     assert judge_labels(drift(0.1, 0.1).model_copy(update={"labels": None}), 0.0) == "trusted"
 
