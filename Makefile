@@ -5,7 +5,7 @@ HOME_OF_RUNS := $(CURDIR)/run/prefect
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run test lint format bench bench-seeds bench-pacs bench-kill lock clean
+.PHONY: help run test test-slow lint format bench bench-seeds bench-pacs bench-kill lock clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -24,6 +24,9 @@ run: .venv/.installed ## see the whole loop work on real digits, about two minut
 
 test: .venv/.installed ## the whole suite, under 10 minutes on 2 cores
 	@OMP_NUM_THREADS=1 $(BIN)/pytest
+
+test-slow: .venv/.installed ## processes killed and raced, some minutes more
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
 lint: .venv/.installed ## ruff and mypy
 	$(BIN)/ruff check .

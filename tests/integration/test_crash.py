@@ -16,6 +16,7 @@ from everfresh.tasks.journal import scheduled
 from everfresh.tasks.ledger import champion_moves, stream
 
 KILLS = 5
+pytestmark = pytest.mark.slow
 
 
 def two_windows(folder: Path, name: str) -> Pipeline:
