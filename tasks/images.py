@@ -26,7 +26,6 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 64_000_000
 MAX_ASPECT = 50
 """A thread of a picture would become huge when its shorter side is resized to the model's input."""
-PROPERTIES = ("brightness", "contrast", "sharpness", "colourfulness", "aspect", "pixels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +46,6 @@ class Picture:
     """Mean absolute luminance step between neighbouring pixels at 64 px, 0…1."""
     colourfulness: float
     """Hasler-Süsstrunk colourfulness, 0 for grey."""
-
-    @property
-    def aspect(self) -> float:
-        """Width over height."""
-        return self.width / self.height
 
 
 def decode(data: bytes) -> Image.Image:

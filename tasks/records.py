@@ -31,10 +31,14 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"cannot digest a {type(value).__name__}")
 
 
-class Record(BaseModel):
-    """Base of all records: frozen, strict about keys, versioned."""
+class Value(BaseModel):
+    """Base of all that a record holds: frozen, strict about keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Record(Value):
+    """Base of all records: a value with a version, written as JSON."""
 
     schema_version: int = 1
 
@@ -60,10 +64,8 @@ class Record(BaseModel):
             ) from None
 
 
-class Part(BaseModel):
+class Part(Value):
     """One object that belongs to a record."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str
     """Key in the pipeline's store."""
@@ -72,20 +74,16 @@ class Part(BaseModel):
     """Bytes."""
 
 
-class Interval(BaseModel):
+class Interval(Value):
     """An estimate with its interval."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     value: float
     low: float
     high: float
 
 
-class Cursor(BaseModel):
+class Cursor(Value):
     """How far the source was read: the set of (key, version) seen, as one immutable object."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     index: Part | None = None
     """Parquet with columns key, version; absent where the source declares that its keys grow."""
@@ -148,10 +146,8 @@ class AliasMove(Record):
     at: AwareDatetime
 
 
-class Banked(BaseModel):
+class Banked(Value):
     """A trusted window whose hold-out is compared on and whose training samples are replayed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     view: str
     seq: int
@@ -184,10 +180,8 @@ class Tick(Record):
     """The store's clock at the start; ages are measured from it."""
 
 
-class Component(BaseModel):
+class Component(Value):
     """One accepted regime of the reference: samples that the champion never learnt from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     views: tuple[str, ...]
@@ -203,10 +197,8 @@ class Reference(Record):
     components: tuple[Component, ...]
 
 
-class ColumnDrift(BaseModel):
+class ColumnDrift(Value):
     """How one column of the monitoring frame moved."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     kind: Literal["numerical", "categorical"]
@@ -220,10 +212,8 @@ class ColumnDrift(BaseModel):
     current_mean: float | None = None
 
 
-class LabelAgreement(BaseModel):
+class LabelAgreement(Value):
     """Whether the window's labels agree with what is known."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     samples: int
     champion: Interval
@@ -277,10 +267,8 @@ class Decision(Record):
     """Tune accuracy at which a rung is enough."""
 
 
-class Cost(BaseModel):
+class Cost(Value):
     """What a step took."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     seconds: float = 0.0
     """Wall time."""
@@ -297,10 +285,8 @@ class Cost(BaseModel):
         )
 
 
-class ModelSpec(BaseModel):
+class ModelSpec(Value):
     """All that is needed, beside the weights, to build the model and feed it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: str
     classes: tuple[str, ...]
@@ -350,10 +336,8 @@ class Candidate(Record):
         return self.tune_accuracy if self.tune_samples or self.kept_accuracy is None else self.kept_accuracy
 
 
-class Scores(BaseModel):
+class Scores(Value):
     """Scores of one model on one set of samples."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     samples: int
     accuracy: Share
@@ -368,10 +352,8 @@ class Scores(BaseModel):
     """Rows are true classes, columns predicted ones, in the order of the model's classes."""
 
 
-class Comparison(BaseModel):
+class Comparison(Value):
     """Challenger against champion on the same samples."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     challenger: Scores
     champion: Scores | None
@@ -379,10 +361,8 @@ class Comparison(BaseModel):
     """Difference of accuracy, challenger minus champion, with its 95 % paired interval."""
 
 
-class Verdict(BaseModel):
+class Verdict(Value):
     """What one gate said."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     gate: str
     passed: bool
@@ -435,10 +415,8 @@ class Release(Record):
     created_at: AwareDatetime
 
 
-class TriedRung(BaseModel):
+class TriedRung(Value):
     """One rung of the ladder as the journal tells it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rung: Rung
     candidate: str
