@@ -228,7 +228,7 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Go back to an earlier release, bar the one that is left, and pin until `unpin`."""
-    from everfresh.tasks import publish
+    from everfresh.tasks import alias
 
     version = None
     if to is not None:
@@ -236,7 +236,7 @@ def rollback(
             raise ConfigError(f"--to must be a version such as v3, got {to!r}. See `everfresh history`.")
         version = int(to.removeprefix("v"))
     config, store = _opened(pipeline)
-    move = publish.rollback(store, version, reason=reason)
+    move = alias.rollback(store, version, reason=reason)
     _moved(move, as_json)
     _tell(config, move)
 
@@ -244,17 +244,17 @@ def rollback(
 @app.command()
 def pin(pipeline: Pipeline, reason: Reason = "", as_json: AsJson = False) -> None:
     """Keep the champion where it is until `unpin`."""
-    from everfresh.tasks import publish
+    from everfresh.tasks import alias
 
-    _moved(publish.pin(_opened(pipeline)[1], reason=reason), as_json)
+    _moved(alias.pin(_opened(pipeline)[1], reason=reason), as_json)
 
 
 @app.command()
 def unpin(pipeline: Pipeline, reason: Reason = "", as_json: AsJson = False) -> None:
     """Let challengers replace the champion again."""
-    from everfresh.tasks import publish
+    from everfresh.tasks import alias
 
-    _moved(publish.unpin(_opened(pipeline)[1], reason=reason), as_json)
+    _moved(alias.unpin(_opened(pipeline)[1], reason=reason), as_json)
 
 
 @app.command()

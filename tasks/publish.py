@@ -7,18 +7,17 @@ was proven against: whoever moved meanwhile makes it fail, and the challenger is
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from everfresh.tasks import models
+from everfresh.tasks import alias, models
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import ChampionMoved, DataError, ReleaseError
@@ -42,9 +41,6 @@ from everfresh.tasks.records import (
 )
 from everfresh.tasks.store import Store, file_digest
 from everfresh.tasks.views import View
-
-RACES = 100
-"""A person's move is tried so often against others before giving up."""
 
 
 def publish(
@@ -93,7 +89,7 @@ def publish(
         release=release.id,
         version=seq,
         barred=head.barred if head else (),
-        by=_user(),
+        by=alias.user(),
         reason=f"window {tick.seq}, {candidate.rung}" + (f": {tick.reason}" if tick.reason else ""),
         at=store.now(),
     )
@@ -156,84 +152,18 @@ def adopt(store: Store, config: PipelineConfig, weights: str, window: Window) ->
         fields={"evaluation": "", "parent": None, "rung": "adopted", "seq": 0},
     )
     move = AliasMove(
-        seq=1, id=uuid.uuid4().hex, kind="adopt", release=release.id, version=1, by=_user(), reason="adopted", at=store.now()
+        seq=1,
+        id=uuid.uuid4().hex,
+        kind="adopt",
+        release=release.id,
+        version=1,
+        by=alias.user(),
+        reason="adopted",
+        at=store.now(),
     )
     if not moves.append(1, move):
         raise ReleaseError("adopt: another run made a champion meanwhile. Look at `everfresh status`.")
     return move
-
-
-def rollback(store: Store, to: int | None = None, *, reason: str = "", by: str | None = None) -> AliasMove:
-    """Move the champion back, bar the release it leaves, and pin the alias until ``unpin``.
-
-    Args:
-        store: of the pipeline.
-        to: version to go back to; the last champion before this one if None.
-        reason: for the history.
-        by: who; the user's name if None.
-
-    Raises:
-        ReleaseError: there is no such version, or nothing to go back to.
-    """
-
-    def target(head: AliasMove, history: Sequence[AliasMove]) -> dict[str, Any]:
-        versions = {m.version: m.release for m in history}
-        if to is None:
-            earlier = [m for m in history if m.version < head.version and m.release not in head.barred]
-            if not earlier:
-                raise ReleaseError(f"rollback: there must be a champion before v{head.version}, got none. Nothing was changed.")
-            goal = earlier[-1]
-        elif to not in versions:
-            raise ReleaseError(f"rollback: version must be one of {_known(versions)}, got v{to}. See `everfresh history`.")
-        else:
-            goal = next(m for m in history if m.version == to)
-        if goal.release == head.release:
-            raise ReleaseError(f"rollback: v{goal.version} is champion already. Nothing was changed.")
-        _check_release(store, goal)
-        barred = tuple(dict.fromkeys((*(b for b in head.barred if b != goal.release), head.release)))
-        return {"release": goal.release, "version": goal.version, "pinned": True, "barred": barred}
-
-    return _move(store, "rollback", target, reason or "rolled back", by)
-
-
-def pin(store: Store, *, reason: str = "", by: str | None = None) -> AliasMove:
-    """Keep the champion where it is: no challenger can replace it until ``unpin``."""
-    return _move(store, "pin", lambda *_: {"pinned": True}, reason or "pinned", by)
-
-
-def unpin(store: Store, *, reason: str = "", by: str | None = None) -> AliasMove:
-    """Let challengers replace the champion again. Releases that were rolled back stay barred."""
-    return _move(store, "unpin", lambda *_: {"pinned": False}, reason or "unpinned", by)
-
-
-def _move(store: Store, kind: Literal["rollback", "pin", "unpin"], change: Any, reason: str, by: str | None) -> AliasMove:
-    """Create the next move from the last one, again if somebody was faster: a person's word must not be lost."""
-    moves = champion_moves(store)
-    for _ in range(RACES):
-        head = moves.last()
-        if head is None:
-            raise ReleaseError(f"{kind}: there must be a champion, got none. Run a first window or `everfresh adopt`.")
-        update = {"seq": head.seq + 1, "id": uuid.uuid4().hex, "kind": kind, "by": by or _user(), "reason": reason}
-        move = head.model_copy(update=update | {"at": store.now()} | change(head, list(moves)))
-        if moves.append(move.seq, move):
-            return move
-    raise ReleaseError(f"{kind}: the champion keeps moving ({RACES} tries). Stop the other runs and try again.")
-
-
-def _check_release(store: Store, move: AliasMove) -> None:
-    """Raise unless every file of a move's release is there, whole: an incident is no time to go live with half of one."""
-    release = find(store, f"releases/{move.release}/release.json", Release)
-    if release is None:
-        raise ReleaseError(
-            f"rollback: the release of v{move.version} must be in the store, got none at "
-            f"{store.url(f'releases/{move.release}/release.json')}. Nothing was changed; choose another version."
-        )
-    for part in release.files.values():
-        store.read(part)
-
-
-def _known(versions: Mapping[int, str]) -> str:
-    return ", ".join(f"v{v}" for v in sorted(versions))
 
 
 def _moved(evaluation: Evaluation) -> ChampionMoved:
@@ -391,10 +321,3 @@ def _card(
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=1, default=str) + "\n"
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a container whose user has no name
-        return "unknown"

@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 
-from everfresh.tasks import decide, ingest, journal
+from everfresh.tasks import alias, decide, ingest, journal
 from everfresh.tasks.config import PipelineConfig, Rung
 from everfresh.tasks.errors import DigestMismatch, ObjectMissing, StoreError
 from everfresh.tasks.ledger import champion_moves, find, stream
@@ -185,6 +185,4 @@ def end_tick(
 @step("rollback")
 def rollback(config: PipelineConfig, to: int | None, reason: str) -> AliasMove:
     """Move the champion back."""
-    from everfresh.tasks import publish as stage
-
-    return stage.rollback(open_pipeline(config), to, reason=reason)
+    return alias.rollback(open_pipeline(config), to, reason=reason)

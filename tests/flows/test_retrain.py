@@ -18,7 +18,7 @@ from everfresh.flows.monitor import monitor
 from everfresh.flows.replay import replay
 from everfresh.flows.retrain import retrain
 from everfresh.flows.rollback import rollback
-from everfresh.tasks import publish
+from everfresh.tasks import alias, publish
 from everfresh.tasks.errors import DataError, DigestMismatch, ObjectMissing, ReleaseError, StoreError
 from everfresh.tasks.journal import scheduled
 from everfresh.tasks.ledger import champion_moves, find, stream
@@ -253,7 +253,7 @@ def moved_before_publish(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, *m
 
 def test_a_champion_that_moved_meanwhile_is_the_one_to_beat(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline.rewrite(gates=[{"kind": "floor", "minimum": 0.1}])
-    moved_before_publish(pipeline, monkeypatch, publish.rollback, publish.unpin)  # v2, then v1 pinned, then v1
+    moved_before_publish(pipeline, monkeypatch, alias.rollback, alias.unpin)  # v2, then v1 pinned, then v1
     [entry] = retrain(pipeline.config, force=True, rung="head")
     proof = find(pipeline.store, f"evaluations/{entry.evaluation}/record.json", Evaluation)
     head = champion_moves(pipeline.store).last()
@@ -267,7 +267,7 @@ def test_a_champion_that_moved_meanwhile_is_the_one_to_beat(pipeline: Pipeline, 
 
 
 def test_a_champion_that_was_pinned_meanwhile_stays(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    moved_before_publish(pipeline, monkeypatch, publish.pin)
+    moved_before_publish(pipeline, monkeypatch, alias.pin)
     pipeline.rewrite(gates=[{"kind": "floor", "minimum": 0.1}])
     [entry] = retrain(pipeline.config, force=True, rung="head")
     assert (entry.version, entry.champion_version, entry.failed_gates) == (None, 2, ("pinned",))

@@ -12,11 +12,12 @@ import torch
 from scipy.stats import binomtest
 from support.loop import arrive, open_tick, pipeline, release_of, run_window, second_window
 
+from everfresh.tasks.alias import pin, rollback, unpin
 from everfresh.tasks.config import BetterGate, FloorGate, NoWorseGate
 from everfresh.tasks.errors import ObjectMissing
 from everfresh.tasks.evaluate import Judged, _in_order, compare, evaluate, judge
 from everfresh.tasks.fine_tune import fine_tune
-from everfresh.tasks.publish import pin, publish, rollback, unpin
+from everfresh.tasks.publish import publish
 from everfresh.tasks.records import Banked, Comparison, Verdict
 from everfresh.tasks.store import FolderStore
 from everfresh.tasks.views import View

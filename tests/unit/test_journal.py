@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.loop import arrive, open_tick, pipeline, run_window, second_window
 
-from everfresh.tasks import ingest, journal, publish
+from everfresh.tasks import alias, ingest, journal
 from everfresh.tasks.errors import DataError
 from everfresh.tasks.ledger import stream
 from everfresh.tasks.records import Decision, Tick
@@ -29,7 +29,7 @@ def finish(store: FolderStore, tick: Tick, decision: Decision = NOTHING) -> Any:
 def test_a_tick_that_began_sets_out_from_the_same_again(second: Any) -> None:
     store, config = second
     tick = open_tick(store, config)
-    publish.pin(store)  # the world moves on
+    alias.pin(store)  # the world moves on
     again = journal.outlook(store, stream(store).last())
     assert again.champion_move == 2
     assert journal.begin(store, again) == tick

@@ -15,11 +15,12 @@ from support.loop import Outcome, arrive, open_tick, pipeline, release_of, run_w
 from support.pictures import digits, write_folder
 
 from everfresh.tasks import decide, drift, evaluate, fine_tune, ingest, journal, models
+from everfresh.tasks.alias import pin, rollback, unpin
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import ChampionMoved, DataError, DigestMismatch, ReleaseError
 from everfresh.tasks.ledger import champion_moves, find, settle
-from everfresh.tasks.publish import adopt, pin, publish, rollback, unpin
+from everfresh.tasks.publish import adopt, publish
 from everfresh.tasks.records import AliasMove, Candidate, Evaluation, ModelSpec, Reference, Release, Tick
 from everfresh.tasks.store import FolderStore, Store
 from everfresh.tasks.views import View

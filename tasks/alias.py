@@ -1,0 +1,101 @@
+"""The champion alias, as a person moves it: back to an earlier release, pinned, unpinned.
+
+Light to import, so that going back takes a second and needs neither torch nor a Prefect server. A move is created at
+the next number of the alias log; whoever was faster only makes it be tried again.
+"""
+
+from __future__ import annotations
+
+import getpass
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from everfresh.tasks.errors import ReleaseError
+from everfresh.tasks.ledger import champion_moves, find
+from everfresh.tasks.records import AliasMove, Release
+from everfresh.tasks.store import Store
+
+RACES = 100
+"""A person's move is tried so often against others before giving up."""
+
+
+def rollback(store: Store, to: int | None = None, *, reason: str = "", by: str | None = None) -> AliasMove:
+    """Move the champion back, bar the release it leaves, and pin the alias until ``unpin``.
+
+    Args:
+        store: of the pipeline.
+        to: version to go back to; the last champion before this one if None.
+        reason: for the history.
+        by: who; the user's name if None.
+
+    Raises:
+        ReleaseError: there is no such version, or nothing to go back to.
+    """
+
+    def target(head: AliasMove, history: Sequence[AliasMove]) -> dict[str, Any]:
+        versions = {m.version: m.release for m in history}
+        if to is None:
+            earlier = [m for m in history if m.version < head.version and m.release not in head.barred]
+            if not earlier:
+                raise ReleaseError(f"rollback: there must be a champion before v{head.version}, got none. Nothing was changed.")
+            goal = earlier[-1]
+        elif to not in versions:
+            raise ReleaseError(f"rollback: version must be one of {_known(versions)}, got v{to}. See `everfresh history`.")
+        else:
+            goal = next(m for m in history if m.version == to)
+        if goal.release == head.release:
+            raise ReleaseError(f"rollback: v{goal.version} is champion already. Nothing was changed.")
+        _check_release(store, goal)
+        barred = tuple(dict.fromkeys((*(b for b in head.barred if b != goal.release), head.release)))
+        return {"release": goal.release, "version": goal.version, "pinned": True, "barred": barred}
+
+    return _move(store, "rollback", target, reason or "rolled back", by)
+
+
+def pin(store: Store, *, reason: str = "", by: str | None = None) -> AliasMove:
+    """Keep the champion where it is: no challenger can replace it until ``unpin``."""
+    return _move(store, "pin", lambda *_: {"pinned": True}, reason or "pinned", by)
+
+
+def unpin(store: Store, *, reason: str = "", by: str | None = None) -> AliasMove:
+    """Let challengers replace the champion again. Releases that were rolled back stay barred."""
+    return _move(store, "unpin", lambda *_: {"pinned": False}, reason or "unpinned", by)
+
+
+def _move(store: Store, kind: Literal["rollback", "pin", "unpin"], change: Any, reason: str, by: str | None) -> AliasMove:
+    """Create the next move from the last one, again if somebody was faster: a person's word must not be lost."""
+    moves = champion_moves(store)
+    for _ in range(RACES):
+        head = moves.last()
+        if head is None:
+            raise ReleaseError(f"{kind}: there must be a champion, got none. Run a first window or `everfresh adopt`.")
+        update = {"seq": head.seq + 1, "id": uuid.uuid4().hex, "kind": kind, "by": by or user(), "reason": reason}
+        move = head.model_copy(update=update | {"at": store.now()} | change(head, list(moves)))
+        if moves.append(move.seq, move):
+            return move
+    raise ReleaseError(f"{kind}: the champion keeps moving ({RACES} tries). Stop the other runs and try again.")
+
+
+def _check_release(store: Store, move: AliasMove) -> None:
+    """Raise unless every file of a move's release is there, whole: an incident is no time to go live with half of one."""
+    release = find(store, f"releases/{move.release}/release.json", Release)
+    if release is None:
+        raise ReleaseError(
+            f"rollback: the release of v{move.version} must be in the store, got none at "
+            f"{store.url(f'releases/{move.release}/release.json')}. Nothing was changed; choose another version."
+        )
+    for part in release.files.values():
+        store.read(part)
+
+
+def _known(versions: Mapping[int, str]) -> str:
+    return ", ".join(f"v{v}" for v in sorted(versions))
+
+
+def user() -> str:
+    """Who moves the alias, for the history."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container whose user has no name
+        return "unknown"
