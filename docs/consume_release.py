@@ -12,42 +12,39 @@ import torch
 import torchvision
 from PIL import Image
 from safetensors.torch import load_file
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms import v2
 
 
-def load(folder: Path) -> tuple[torch.nn.Module, dict]:
-    """The model in eval mode, and its config.json."""
-    config = json.loads((folder / "config.json").read_text())
-    model = torchvision.models.get_model(config["architecture"], num_classes=len(config["classes"]))
-    if config["head"]["kind"] == "pooled_linear":  # the architecture ends in a convolution
-        linear = torch.nn.Linear(config["head"]["embedding_dim"], len(config["classes"]))
-        head = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(1), linear)
-        model.set_submodule(config["head"]["path"], head)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    return model.eval(), config
+def load(release: Path) -> tuple[torch.nn.Module, v2.Transform, dict]:
+    """The model in eval mode, what turns a PIL picture into its input, and config.json."""
+    config = json.loads((release / "config.json").read_text())
+    head, t, classes = config["head"], config["transforms"], len(config["classes"])
+    model = torchvision.models.get_model(config["architecture"], num_classes=classes)
+    if head["kind"] == "pooled_linear":  # the architecture's own head ends in a convolution
+        linear = torch.nn.Linear(head["embedding_dim"], classes)
+        model.set_submodule(head["path"], torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(1), linear))
+    model.load_state_dict(load_file(release / "model.safetensors"))
+    to_input = [v2.RGB(), v2.PILToTensor(), v2.Resize([t["resize"]]), v2.CenterCrop(t["center_crop"])]
+    to_input += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(t["mean"], t["std"])]
+    return model.eval(), v2.Compose(to_input), config
 
 
-def prepare(picture: Image.Image, transforms: dict) -> torch.Tensor:
-    """An upright picture as the model's input (3, S, S)."""
-    side = transforms["center_crop"]
-    resized = F.resize(F.pil_to_tensor(picture.convert("RGB")), [transforms["resize"]], antialias=True)
-    return F.normalize(F.center_crop(resized, [side, side]).float() / 255, transforms["mean"], transforms["std"])
+def picture(shard: Path, offset: int, size: int) -> Image.Image:
+    """One picture of a tar shard."""
+    with shard.open("rb") as file:
+        file.seek(offset)
+        return Image.open(io.BytesIO(file.read(size)))
 
 
 def score(store: Path, release: str) -> tuple[float, float]:
     """Accuracy on the hold-out, and the share of predictions that are those of holdout.jsonl."""
-    model, config = load(store / "releases" / release)
-    lines = (store / "releases" / release / "holdout.jsonl").read_text().splitlines()
-    right = same = 0
-    for sample in map(json.loads, lines):
-        with (store / sample["shard"]).open("rb") as shard:
-            shard.seek(sample["offset"])
-            picture = Image.open(io.BytesIO(shard.read(sample["size"])))
-        with torch.no_grad():
-            scores = model(prepare(picture, config["transforms"])[None])
-        guess = config["classes"][int(scores.argmax())]
-        right, same = right + (guess == sample["label"]), same + (guess == sample["predicted"])
-    return right / len(lines), same / len(lines)
+    model, prepare, config = load(store / "releases" / release)
+    samples = [json.loads(line) for line in (store / "releases" / release / "holdout.jsonl").read_text().splitlines()]
+    with torch.no_grad():
+        scores = torch.cat([model(prepare(picture(store / s["shard"], s["offset"], s["size"]))[None]) for s in samples])
+    guesses = [config["classes"][i] for i in scores.argmax(1)]
+    right, same = (sum(g == s[key] for g, s in zip(guesses, samples, strict=True)) for key in ("label", "predicted"))
+    return right / len(samples), same / len(samples)
 
 
 if __name__ == "__main__":

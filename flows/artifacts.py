@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+import uuid
+from collections.abc import Sequence
 
+from prefect import get_client
 from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
 
 from everfresh.tasks.config import PipelineConfig
-from everfresh.tasks.records import DriftReport, Evaluation, JournalEntry, Part, Tick
+from everfresh.tasks.records import ColumnDrift, DriftReport, Evaluation, JournalEntry, Part, Tick
 from everfresh.tasks.steps import open_pipeline
 
 SHOWN_COLUMNS = 10
@@ -19,25 +23,26 @@ def drift_table(config: PipelineConfig, tick: Tick, drift: DriftReport | None) -
         return
     store = open_pipeline(config, tick)
     rows = "\n".join(
-        f"| {c.name} | {c.effect:+.2f} | {c.statistic:.2f} | {c.p_value:.3g} |" for c in drift.columns[:SHOWN_COLUMNS]
+        f"| {c.name} | {_means(c)} | {c.effect:+.2f} | {c.statistic:.2f} | {config.drift.p_words(c.p_value)} |"
+        for c in drift.columns[:SHOWN_COLUMNS]
+    )
+    measured = (
+        f"{drift.labels.champion.value:.1%} measured here on {drift.labels.samples} labels (which agree with their "
+        f"neighbours {drift.labels.neighbours:.1%}, {drift.labels.chance:.1%} by chance), "
+        if drift.labels
+        else ""
     )
     verdict = "**Drift alarm**" if drift.alarm else "No drift"
     lines = [
         f"## {config.name} · window {tick.seq}: {verdict}",
-        f"p = {drift.p_value:.3g} against `{drift.nearest}` ({drift.reference_samples} reference, "
-        f"{drift.current_samples} current samples). Accuracy {drift.reference_accuracy:.1%} on the reference, "
-        f"{drift.estimated_accuracy.value:.1%} estimated here without labels"
-        + (f", {drift.labels.champion.value:.1%} measured on {drift.labels.samples} labels" if drift.labels else "")
-        + (
-            f"; labels agree with their neighbours {drift.labels.neighbours:.1%} (by chance {drift.labels.chance:.1%})."
-            if drift.labels
-            else "."
-        ),
-        f"| column | effect (SD) | distance | p, corrected |\n|---|---|---|---|\n{rows}",
+        f"p {config.drift.p_words(drift.p_value)} against `{drift.nearest}` ({drift.reference_samples} reference, "
+        f"{drift.current_samples} current samples; an alarm needs p ≤ {config.drift.false_alarm_rate:.2g}).",
+        f"The champion's accuracy: {drift.reference_accuracy:.1%} on the reference, {measured}"
+        f"{drift.estimated_accuracy.value:.1%} estimated here without labels.",
+        f"| column | mean, reference → here | effect (SD) | distance | p, corrected |\n|---|---|---|---|---|\n{rows}",
         *(_picture(config, tick, drift.files[name], name) for name in ("columns.png", "contact.png") if name in drift.files),
-        "\n".join(
-            f"- [{name}]({store.url(part.key)})" for name, part in drift.files.items() if name.endswith((".html", ".json"))
-        ),
+        "To open beside this page:\n"
+        + "\n".join(f"- `{store.url(part.key)}`" for name, part in drift.files.items() if name.endswith((".html", ".json"))),
     ]
     create_markdown_artifact("\n\n".join(lines), key=_key(config, tick, "drift"), description=f"Drift of window {tick.seq}")
 
@@ -66,6 +71,20 @@ def headline(entry: JournalEntry) -> str:
         return f"challenger rejected by {', '.join(entry.failed_gates)}; v{entry.champion_version} stays"
     stays = f"v{entry.champion_version} stays" if entry.champion_version else "no champion yet"
     return f"{'drift alarm, ' if entry.alarm else ''}nothing done, {stays}"
+
+
+def name_run(config: PipelineConfig, entries: Sequence[JournalEntry]) -> None:
+    """Name the flow run after what it did, for the list of runs; a tick with nothing to do keeps the pipeline's name."""
+    first, last = entries[0], entries[-1]
+    windows = f"window {last.seq}" if first.seq == last.seq else f"windows {first.seq}–{last.seq}"
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(uuid.UUID(flow_run.id), name=f"{config.name} · {windows} · {headline(last)}")
+
+
+def _means(column: ColumnDrift) -> str:
+    if column.reference_mean is None or column.current_mean is None:
+        return "–"
+    return f"{column.reference_mean:.3g} → {column.current_mean:.3g}"
 
 
 def _picture(config: PipelineConfig, tick: Tick, part: Part, name: str) -> str:

@@ -6,6 +6,7 @@ Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage or config, 3 a gate
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -59,6 +60,7 @@ def settings(
         quiet |= {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL"}
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("everfresh").setLevel(logging.INFO)  # Prefect gives extra loggers its handler, but not its level
 
 
 @app.command()
@@ -126,7 +128,7 @@ def monitor(pipeline: Pipeline, as_json: AsJson = False) -> None:
         sys.stdout.write("nothing new, or no champion yet\n")
     else:
         sys.stdout.write(
-            f"{'ALARM' if drift.alarm else 'quiet'}: p = {drift.p_value:.3g} against {drift.nearest}, "
+            f"{'ALARM' if drift.alarm else 'quiet'}: p {config.drift.p_words(drift.p_value)} against {drift.nearest}, "
             f"estimated loss of accuracy {drift.severity:+.1%}\n"
         )
 

@@ -39,7 +39,9 @@ def retrain(
         tick = steps.next_window(config, take_in=drain)
     if force and (tick := steps.forced_window(config, uuid.uuid4().hex[:12], reason, rung)) is not None:
         done.append(run_tick(config, tick))
-    if not done:
+    if done:
+        artifacts.name_run(config, done)
+    else:
         get_run_logger().info("nothing to do: nothing is new in the source")
     return done
 

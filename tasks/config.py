@@ -211,6 +211,10 @@ class DriftConfig(Section):
             )
         return self
 
+    def p_words(self, p: float) -> str:
+        """A p-value as people read it: the least that so many permutations can show is a bound, not a value."""
+        return f"{'≤' if p * (self.permutations + 1) <= 1.5 else '='} {p:.2g}"
+
 
 class OnDrift(Section):
     """Retrain when the alarm rings and the estimated loss of accuracy is at least this."""

@@ -7,6 +7,7 @@ Prefect: results stand in the store under digests of their inputs, which serves 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -31,6 +32,7 @@ from everfresh.tasks.records import (
 from everfresh.tasks.store import Store, pipeline_store
 from everfresh.tasks.trust import judge_labels
 
+log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -107,7 +109,16 @@ def detect_drift(config: PipelineConfig, tick: Tick) -> DriftReport | None:
         return None
     from everfresh.tasks import drift
 
-    return drift.detect(open_pipeline(config, tick), config, tick)
+    found = drift.detect(open_pipeline(config, tick), config, tick)
+    log.info(
+        "%s: p %s against %s; accuracy %.1f%% on the reference, %.1f%% estimated here",
+        "drift alarm" if found.alarm else "no drift",
+        config.drift.p_words(found.p_value),
+        found.nearest,
+        100 * found.reference_accuracy,
+        100 * found.estimated_accuracy.value,
+    )
+    return found
 
 
 @step("decide")
@@ -116,7 +127,7 @@ def decide_action(config: PipelineConfig, tick: Tick, drift: DriftReport | None)
     store = open_pipeline(config, tick)
     champion = champion_moves(store).entry(tick.champion_move)
     release = find(store, f"releases/{champion.release}/release.json", Release) if champion else None
-    return decide.decide(
+    decision = decide.decide(
         config.policy,
         tick,
         journal.window_of(store, tick.view),
@@ -125,6 +136,8 @@ def decide_action(config: PipelineConfig, tick: Tick, drift: DriftReport | None)
         champion,
         release.created_at if release else None,
     )
+    log.info("%s: %s", decision.action, "; ".join(decision.reasons))
+    return decision
 
 
 @step("fine-tune")
@@ -132,7 +145,9 @@ def fine_tune(config: PipelineConfig, tick: Tick, rung: Rung, start: Candidate |
     """Train one challenger."""
     from everfresh.tasks import fine_tune as stage
 
-    return stage.fine_tune(open_pipeline(config, tick), config, tick, rung, start)
+    made = stage.fine_tune(open_pipeline(config, tick), config, tick, rung, start)
+    log.info("rung %s: %.1f%% on tune, %.1f s", rung, 100 * made.tune_accuracy, made.cost.seconds)
+    return made
 
 
 @step("evaluate")
@@ -143,7 +158,10 @@ def evaluate(
     from everfresh.tasks import evaluate as stage
 
     store = open_pipeline(config, tick)
-    return stage.evaluate(store, config, tick, candidate, drift, against=tick.champion_move if against is None else against)
+    proof = stage.evaluate(store, config, tick, candidate, drift, against=tick.champion_move if against is None else against)
+    for verdict in proof.verdicts:
+        log.info("gate %s %s: %s", verdict.gate, "passed" if verdict.passed else "failed", verdict.words)
+    return proof
 
 
 @step("champion's last move")

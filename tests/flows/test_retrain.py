@@ -179,9 +179,17 @@ def test_what_people_look_at_is_on_the_server(played: Pipeline, server: PrefectS
     pictures = re.findall(r"!\[([\w.]+)\]\(data:image/png;base64,[A-Za-z0-9+/=]+\)", drift["data"])
     assert pictures == ["columns.png", "contact.png"]
     assert "evidently.html" in drift["data"]
+    assert "| p, corrected |" in drift["data"]
+    assert "| ≤ 0.005 |" in drift["data"]  # 199 permutations show no less
     newest, oldest = server.artifacts("played-tick")
     assert (oldest["description"], newest["description"]) == ("released v1", "released v2")
     assert re.findall(r"!\[([\w.]+)\]\(data:image/png", newest["data"]) == ["confusion.png"]
+
+
+def test_a_run_is_named_for_what_it_did(played: Pipeline, server: PrefectServer) -> None:
+    names = [f"{played.name} · window {n} · released v{n}" for n in (1, 2)]
+    runs = server.call("flow_runs/filter", flow_runs={"name": {"any_": names}}, sort="START_TIME_ASC")
+    assert [run["name"] for run in runs] == names
 
 
 def test_drift_and_a_release_are_events(played: Pipeline, server: PrefectServer) -> None:

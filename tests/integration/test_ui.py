@@ -18,6 +18,13 @@ WITHIN = 60_000
 """Milliseconds."""
 
 
+def the_run(played: Pipeline, server: PrefectServer) -> Any:
+    """The flow run of the second window."""
+    named = {"name": {"any_": [f"{played.name} · window 2 · released v2"]}}
+    [run] = server.call("flow_runs/filter", flow_runs=named)
+    return run
+
+
 @pytest.fixture(scope="module")
 def page() -> Iterator[Any]:
     """A page of a real browser without a window."""
@@ -33,18 +40,23 @@ def page() -> Iterator[Any]:
 
 
 def test_the_run_page_names_the_run(page: Any, played: Pipeline, server: PrefectServer, tmp_path: Path) -> None:
-    runs = server.call(
-        "flow_runs/filter",
-        sort="START_TIME_DESC",
-        flow_runs={"name": {"like_": played.name}},
-        flows={"name": {"any_": ["retrain"]}},
-    )
-    run = next(r for r in runs if r["name"] == played.name)
+    run = the_run(played, server)
     page.goto(f"{server.ui}/runs/flow-run/{run['id']}")
-    page.get_by_text(played.name, exact=True).first.wait_for()
+    page.get_by_text(run["name"], exact=True).first.wait_for()
     page.get_by_text("Completed").first.wait_for()
-    page.get_by_text(re.compile(r"window \d+: |nothing to do: ")).first.wait_for()  # its last line says what it did
+    page.get_by_text(re.compile("window 2: released v2")).first.wait_for()  # its last line says what it did
     page.screenshot(path=tmp_path / "run.png")
+
+
+def test_the_log_of_a_run_tells_each_step_in_a_sentence(played: Pipeline, server: PrefectServer) -> None:
+    told = server.logs(the_run(played, server)["id"])
+    for words in (
+        "window 2: 90 samples",
+        "drift alarm: p ≤ 0.005 against",
+        "retrain: drift",
+        "gate better passed",
+    ):
+        assert [line for line in told if line.startswith(words)], (words, told)
 
 
 def test_the_drift_artifact_shows_its_pictures(page: Any, played: Pipeline, server: PrefectServer, tmp_path: Path) -> None:

@@ -67,6 +67,11 @@ class PrefectServer:
         resource = {"id": [f"everfresh.pipeline.{pipeline}"]}
         return [e["event"] for e in self.call("events/filter", filter={"resource": resource})["events"]]
 
+    def logs(self, run: str) -> list[str]:
+        """What a flow run and its tasks have said and the server has stored so far, oldest first."""
+        runs = {"flow_run_id": {"any_": [run]}}
+        return [line["message"] for line in self.call("logs/filter", logs=runs, sort="TIMESTAMP_ASC")]
+
     def artifacts(self, key: str) -> list[dict[str, Any]]:
         """The artifacts under a key, newest first."""
         return self.call("artifacts/filter", artifacts={"key": {"any_": [key]}}, sort="UPDATED_DESC")

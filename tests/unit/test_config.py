@@ -430,3 +430,8 @@ def test_the_schema_is_json_and_describes_every_field() -> None:
     ]
     assert undescribed == []
     assert all(section.get("additionalProperties") is False for section in sections.values() if "properties" in section)
+
+
+def test_the_least_p_that_permutations_can_show_is_written_as_a_bound() -> None:
+    drift = parse_config(pipeline(drift__permutations=999)).drift
+    assert [drift.p_words(p) for p in (0.001, 0.002, 1.0)] == ["≤ 0.001", "= 0.002", "= 1"]
