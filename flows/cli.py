@@ -110,7 +110,7 @@ def run(
     from everfresh.flows.retrain import retrain
 
     entries = retrain(config, force=force, reason=reason, rung=_rung(rung), drain=drain)
-    _report(entries, as_json)
+    _report(entries, as_json, "there is no window yet to retrain on" if force else "nothing is new in the source")
     if any(entry.failed_gates for entry in entries):
         raise typer.Exit(REJECTED)
 
@@ -146,7 +146,7 @@ def replay(
     from everfresh.flows.replay import replay as run_replay
 
     made, entries = run_replay(config, name, _rung(rung), last)
-    _report(entries, as_json)
+    _report(entries, as_json, "no window is left to replay")
     if not as_json:
         sys.stdout.write(f"replay {made}: under replays/{made}/ in the store; the live champion was not touched\n")
 
@@ -159,13 +159,13 @@ def _rung(name: str | None) -> Rung | None:
             raise ConfigError(f"--rung must be head, full or pretrained, got {name!r}. Choose one.")
 
 
-def _report(entries: Sequence[Any], as_json: bool) -> None:
+def _report(entries: Sequence[Any], as_json: bool, idle: str) -> None:
     from everfresh.flows.look import history_table
 
     if as_json:
         _print([e.model_dump(mode="json") for e in entries], as_json=True)
     elif not entries:
-        sys.stdout.write("nothing to do: nothing is new in the source\n")
+        sys.stdout.write(f"nothing to do: {idle}\n")
     else:
         _print(history_table(list(entries), []), as_json=False)
 

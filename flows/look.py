@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from everfresh.tasks.config import PipelineConfig
-from everfresh.tasks.journal import idle_since, scheduled
+from everfresh.tasks.journal import idle_since, latest
 from everfresh.tasks.ledger import champion_moves, stream
 from everfresh.tasks.records import AliasMove, JournalEntry
 from everfresh.tasks.store import Store, pipeline_store
@@ -23,7 +23,7 @@ def history(store: Store) -> tuple[list[JournalEntry], list[AliasMove]]:
 def status(config: PipelineConfig) -> dict[str, Any]:
     """Where a pipeline stands, as plain values."""
     store = pipeline_store(config.store, config.name)
-    move, last, head = champion_moves(store).last(), scheduled(store).last(), stream(store).last()
+    move, last, head = champion_moves(store).last(), latest(store), stream(store).last()
     return {
         "pipeline": config.name,
         "store": store.url(""),

@@ -24,7 +24,7 @@ def retrain(
 
     Args:
         config: the pipeline.
-        force: retrain on the newest window whatever the policy says.
+        force: retrain on the newest window whatever the policy says; once, if the policy just did so by itself.
         reason: why it is forced, for the journal.
         rung: the one rung to try when forced; the policy's ladder otherwise.
         drain: go on until nothing is new, instead of one window.
@@ -37,12 +37,17 @@ def retrain(
     while tick is not None:
         done.append(run_tick(config, tick))
         tick = steps.next_window(config, take_in=drain)
-    if force and (tick := steps.forced_window(config, uuid.uuid4().hex[:12], reason, rung)) is not None:
+    retrained = bool(done and done[-1].tried) and rung is None
+    if force and retrained:
+        get_run_logger().info("window %d was just retrained on by the policy: nothing is forced on top", done[-1].seq)
+    elif force and (tick := steps.forced_window(config, uuid.uuid4().hex[:12], reason, rung)) is not None:
         done.append(run_tick(config, tick))
     if done:
         artifacts.name_run(config, done)
     else:
-        get_run_logger().info("nothing to do: nothing is new in the source")
+        get_run_logger().info(
+            "nothing to do: %s", "there is no window yet to retrain on" if force else "nothing is new in the source"
+        )
     return done
 
 

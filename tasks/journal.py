@@ -45,6 +45,12 @@ def forced(store: Store, seq: int) -> list[JournalEntry]:
     return sorted((JournalEntry.from_bytes(store.get(key)) for key in keys), key=lambda e: e.started_at)
 
 
+def latest(store: Store) -> JournalEntry | None:
+    """The entry of the tick that ended last on the newest window that was treated, scheduled or forced."""
+    last = scheduled(store).last()
+    return None if last is None else [last, *forced(store, last.seq)][-1]
+
+
 def pending(store: Store) -> StreamEntry | None:
     """The oldest window that has no journal entry yet."""
     return stream(store).entry(scheduled(store).last_seq() + 1)

@@ -13,7 +13,7 @@ from support.prefect_server import PrefectServer
 from support.stream import AGED, Pipeline, make_pipeline
 
 from everfresh.flows.digits import Scanner
-from everfresh.flows.look import history
+from everfresh.flows.look import history, status
 from everfresh.flows.monitor import monitor
 from everfresh.flows.replay import replay
 from everfresh.flows.retrain import retrain
@@ -90,6 +90,18 @@ def test_a_forced_tick_takes_in_what_is_new_first(pipeline: Pipeline) -> None:
     pipeline.arrives(3, AGED)
     entries = retrain(pipeline.config, force=True, rung="head")
     assert [(e.seq, bool(e.request)) for e in entries] == [(3, False), (3, True)]
+
+
+def test_what_the_policy_has_just_retrained_on_is_not_forced_again(pipeline: Pipeline) -> None:
+    pipeline.rewrite(policy={"triggers": [{"kind": "new_samples", "count": 1}]})
+    pipeline.arrives(3, AGED)
+    [entry] = retrain(pipeline.config, force=True, reason="to be sure")
+    assert (entry.seq, entry.request, entry.decision.triggers) == (3, "", ("new_samples",))
+
+
+def test_status_tells_of_a_forced_tick(pipeline: Pipeline) -> None:
+    retrain(pipeline.config, force=True, reason="lens was cleaned", rung="head")
+    assert status(pipeline.config)["reasons"] == ["forced by a person: lens was cleaned"]
 
 
 def test_force_on_an_empty_pipeline_does_nothing(server: PrefectServer, tmp_path: Path) -> None:

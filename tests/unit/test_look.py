@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from everfresh.flows.look import history, history_table, share, status, status_table
+from everfresh.tasks.alias import pin
 from everfresh.tasks.config import ImageFolder, ModelConfig, PipelineConfig
 from everfresh.tasks.ledger import champion_moves, stream
-from everfresh.tasks.publish import pin
 from everfresh.tasks.records import AliasMove, Cost, Cursor, Decision, Interval, JournalEntry, StreamEntry, TriedRung
 from everfresh.tasks.store import Store, pipeline_store
 
