@@ -225,6 +225,7 @@ def _refit_head(embedder: Embedder, train: Pool, tune: Pool, kept: Pool, seed: i
     """Fit the head on embeddings, in place. Regularisation is chosen by log loss on new and earlier *tune* alike."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     classes = train.classes
     embedder.spec = models.with_linear_head(embedder.module, embedder.spec, seed)
@@ -241,7 +242,8 @@ def _refit_head(embedder: Embedder, train: Pool, tune: Pool, kept: Pool, seed: i
     sets = [[(embedder.embeddings(v, r), _labels(v, r, classes)) for v, r in pool.parts if len(r)] for pool in (tune, kept)]
     best: tuple[float, Tensor, Tensor] | None = None
     for strength in HEAD_STRENGTHS:
-        with warnings.catch_warnings():
+        # One thread: the same bits on any number of cores, and no threads that spin for each other on busy ones.
+        with warnings.catch_warnings(), threadpool_limits(1):
             warnings.simplefilter("ignore", ConvergenceWarning)
             fit = LogisticRegression(C=strength, max_iter=300, fit_intercept=biased).fit((features - centre) / scale, labels)
         weight, bias = _as_linear(fit, centre, scale, len(classes))
