@@ -13,8 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # `support` is imported by all t
 
 from support.s3 import BUCKET, environment, running_server
 
-from everfresh.tasks import store as stores
-from everfresh.tasks.store import FolderStore, S3Store, Store
+from everfresh.tasks.store import FolderStore, S3Store, Store, s3
 
 
 @pytest.fixture(autouse=True)
@@ -31,11 +30,11 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             patch.setenv(name, value)
         patch.delenv("AWS_PROFILE", raising=False)
         patch.setattr("boto3.DEFAULT_SESSION", None)
-        stores._client.cache_clear()
-        stores._client().create_bucket(Bucket=BUCKET)
+        s3.client.cache_clear()
+        s3.client().create_bucket(Bucket=BUCKET)
         yield endpoint
-        stores._client().close()
-        stores._client.cache_clear()
+        s3.client().close()
+        s3.client.cache_clear()
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ RECORDS = {"config", "errors", "records"}
 SEAM = "steps"
 # What only some modules may import, as paths relative to the project that start with one of these.
 OWNERS = {
-    "boto3": ("tasks/store.py",),
-    "botocore": ("tasks/store.py",),
+    "boto3": ("tasks/store/s3.py",),
+    "botocore": ("tasks/store/s3.py",),
     "evidently": ("tasks/drift/",),
     "prefect": ("tasks/steps.py", "flows/"),
     "typer": ("flows/",),

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from everfresh.tasks import store as stores
 from everfresh.tasks.errors import ConfigError, DigestMismatch, ObjectMissing, StoreError
 from everfresh.tasks.records import Part
-from everfresh.tasks.store import FolderStore, OverlayStore, S3Store, Store, open_store
+from everfresh.tasks.store import FolderStore, OverlayStore, S3Store, Store, cache_folder, open_store, s3
 
 
 def keys(store: Store, prefix: str = "", after: str = "") -> list[str]:
@@ -310,7 +309,7 @@ def test_the_cache_holds_nothing_of_a_failed_fetch(s3_store: S3Store, tmp_path: 
     s3_store.put("k", b"other")
     with pytest.raises(DigestMismatch):
         s3_store.local(part)
-    assert [p for p in stores.cache_folder().rglob("*") if p.is_file()] == []
+    assert [p for p in cache_folder().rglob("*") if p.is_file()] == []
 
 
 def test_a_folder_store_leaves_no_temporary_files(folder_store: FolderStore) -> None:
@@ -360,8 +359,8 @@ def test_a_missing_bucket_is_a_store_error(s3_endpoint: str, operation: str) -> 
 def test_wrong_credentials_are_a_store_error_that_names_no_secret(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
     monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
-    wrong = stores._client.__wrapped__()
-    monkeypatch.setattr(stores, "_client", lambda: wrong)
+    wrong = s3.client.__wrapped__()
+    monkeypatch.setattr(s3, "client", lambda: wrong)
     with pytest.raises(StoreError, match="was refused") as caught:
         s3_store.put("k", b"x")
     assert "wrong-secret" not in str(caught.value)
@@ -384,7 +383,7 @@ class _Scripted:
 
 def test_a_conflict_with_another_writer_is_tried_again_not_taken_for_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     client = _Scripted("ConditionalRequestConflict", "ConditionalRequestConflict", "")
-    monkeypatch.setattr(stores, "_client", lambda: client)
+    monkeypatch.setattr(s3, "client", lambda: client)
     assert S3Store("bucket").create("k", b"x") is True
     client.codes = ["ConditionalRequestConflict", "PreconditionFailed"]
     assert S3Store("bucket").create("k", b"x") is False
@@ -392,8 +391,8 @@ def test_a_conflict_with_another_writer_is_tried_again_not_taken_for_a_loss(monk
 
 def test_a_conflict_that_does_not_end_is_a_store_error(monkeypatch: pytest.MonkeyPatch) -> None:
     client = _Scripted(*["ConditionalRequestConflict"] * 50)
-    monkeypatch.setattr(stores, "_client", lambda: client)
-    monkeypatch.setattr(stores, "CONFLICT_PAUSE", 0.0)
+    monkeypatch.setattr(s3, "client", lambda: client)
+    monkeypatch.setattr(s3, "CONFLICT_PAUSE", 0.0)
     with pytest.raises(StoreError, match="ConditionalRequestConflict"):
         S3Store("bucket").create("k", b"x")
 
@@ -409,7 +408,7 @@ def test_a_stream_that_breaks_off_is_a_store_error(monkeypatch: pytest.MonkeyPat
         def get_object(self, **_: object) -> dict[str, object]:
             return {"Body": Broken()}
 
-    monkeypatch.setattr(stores, "_client", Client)
+    monkeypatch.setattr(s3, "client", Client)
     with pytest.raises(StoreError, match="s3://bucket"):
         S3Store("bucket").get("k")
 

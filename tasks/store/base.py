@@ -1,0 +1,169 @@
+"""What every store does, and the digests that its objects are verified by."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+from everfresh.tasks.errors import DigestMismatch, StoreError
+from everfresh.tasks.records import Part
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One object of a listing."""
+
+    key: str
+    version: str
+    """Changes when the object's bytes change: an ETag, or size and time of modification."""
+    size: int
+    modified: datetime
+
+
+class Store(ABC):
+    """Objects under keys."""
+
+    @abstractmethod
+    def get(self, key: str) -> bytes:
+        """The object's bytes.
+
+        Raises:
+            ObjectMissing: there is none.
+        """
+
+    @abstractmethod
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object whole, replacing what stands there. For hints and attempts only."""
+
+    @abstractmethod
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object whole only if none stands there; False if one does."""
+
+    @abstractmethod
+    def put_file(self, key: str, path: Path) -> None:
+        """Write a local file as an object, replacing what stands there."""
+
+    @abstractmethod
+    def fetch(self, key: str, target: Path) -> None:
+        """Copy an object to a local file."""
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Whether an object stands there."""
+
+    @abstractmethod
+    def list(self, prefix: str = "", after: str = "") -> Iterator[Listed]:
+        """Objects whose key starts with the folder `prefix` and sorts after `after`, in order of keys."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove an object; none there is fine."""
+
+    @abstractmethod
+    def now(self) -> datetime:
+        """The store's own clock, UTC."""
+
+    @abstractmethod
+    def sub(self, prefix: str) -> Store:
+        """The same store with keys that start at `prefix`."""
+
+    @abstractmethod
+    def url(self, key: str) -> str:
+        """Where a person finds the object."""
+
+    def local(self, part: Part) -> Path:
+        """A local file with the part's bytes, verified against its digest.
+
+        Raises:
+            DigestMismatch: the bytes are not what was recorded.
+        """
+        cached = cache_folder() / "objects" / part.sha256[:2] / part.sha256
+        if not _is_whole(cached, part):
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            partial = cached.with_name(f"{part.sha256}.{uuid.uuid4().hex}")
+            try:
+                self.fetch(part.key, partial)
+                check_digest(partial, part, self.url(part.key))
+                partial.replace(cached)
+            finally:
+                partial.unlink(missing_ok=True)
+        return cached
+
+    def read(self, part: Part) -> bytes:
+        """The part's bytes, verified against its digest."""
+        data = self.get(part.key)
+        if (found := hashlib.sha256(data).hexdigest()) != part.sha256:
+            raise DigestMismatch(_mismatch(self.url(part.key), part.sha256, found))
+        return data
+
+    def keep(self, key: str, data: bytes) -> Part:
+        """Write bytes and return the part that a record names; the digest is verified after the write."""
+        part = Part(key=key, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+        self.put(key, data)
+        self.read(part)
+        return part
+
+    def keep_file(self, key: str, path: Path) -> Part:
+        """Write a local file and return its part; the digest is verified after the write."""
+        part = Part(key=key, sha256=file_digest(path), size=path.stat().st_size)
+        self.put_file(key, path)
+        with tempfile.TemporaryDirectory(prefix="everfresh-") as folder:
+            back = Path(folder) / "back"
+            self.fetch(key, back)
+            check_digest(back, part, self.url(key))
+        return part
+
+
+def cache_folder() -> Path:
+    """Where objects of a remote store are kept locally by digest; ``EVERFRESH_CACHE`` moves it."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "everfresh"
+    return Path(os.environ.get("EVERFRESH_CACHE", default))
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_digest(path: Path, part: Part, name: str) -> None:
+    """Raise ``DigestMismatch`` unless the file has the part's bytes. A file that has not changed is hashed once."""
+    stat = path.stat()
+    if (found := _digest_at(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)) != part.sha256:
+        raise DigestMismatch(_mismatch(name, part.sha256, found))
+
+
+def _is_whole(path: Path, part: Part) -> bool:
+    try:
+        check_digest(path, part, str(path))
+    except (FileNotFoundError, DigestMismatch):
+        return False
+    return True
+
+
+@cache
+def _digest_at(path: Path, _size: int, _modified: int, _inode: int) -> str:
+    return file_digest(path)
+
+
+def _mismatch(name: str, expected: str, found: str) -> str:
+    return (
+        f"{name} must have SHA-256 {expected[:16]}…, got {found[:16]}…: it was changed or damaged after it was written. "
+        "Restore it from a copy, or roll back to a release that is whole."
+    )
+
+
+def clean(key: str) -> str:
+    """The key, if it is one."""
+    path = PurePosixPath(key)
+    if key in {"", "."} or path.is_absolute() or ".." in path.parts or "\x00" in key or str(path) != key:
+        raise StoreError(f"store: a key must be a relative path without '.', '..' or empty parts, got {key!r}.")
+    return key

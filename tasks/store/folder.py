@@ -1,0 +1,163 @@
+"""A store in a folder."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from everfresh.tasks.errors import ObjectMissing, StoreError
+from everfresh.tasks.records import Part
+from everfresh.tasks.store.base import Listed, Store, check_digest, clean
+
+CHUNK = 1 << 20
+
+
+class FolderStore(Store):
+    """Objects as files under a folder of one machine, or of a shared disk that has hard links."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def _path(self, key: str) -> Path:
+        return self.root / clean(key)
+
+    def get(self, key: str) -> bytes:
+        try:
+            return self._path(key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise ObjectMissing(f"{self.url(key)} does not exist.") from None
+        except OSError as error:
+            raise self._failed("read", key, error) from error
+
+    def put(self, key: str, data: bytes) -> None:
+        self._replace(key, data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        if self._path(key).exists():
+            return False
+        with self._finished(key, data) as path:
+            try:
+                os.link(path, self._path(key))
+            except FileExistsError:
+                return False
+            except OSError as error:
+                raise self._failed("write", key, error) from error
+        return True
+
+    def put_file(self, key: str, path: Path) -> None:
+        self._replace(key, path)
+
+    def _replace(self, key: str, content: bytes | Path) -> None:
+        with self._finished(key, content) as finished:
+            try:
+                finished.replace(self._path(key))
+            except OSError as error:
+                raise self._failed("write", key, error) from error
+
+    def fetch(self, key: str, target: Path) -> None:
+        try:
+            with self._path(key).open("rb") as source, target.open("wb") as sink:
+                while chunk := source.read(CHUNK):
+                    sink.write(chunk)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise ObjectMissing(f"{self.url(key)} does not exist.") from None
+        except OSError as error:
+            raise self._failed("read", key, error) from error
+
+    def exists(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def list(self, prefix: str = "", after: str = "") -> Iterator[Listed]:
+        start = self._path(prefix) if prefix else self.root
+        try:
+            yield from (item for item in self._walk(start) if item.key > after)
+        except OSError as error:
+            raise self._failed("list", prefix, error) from error
+
+    def _walk(self, folder: Path) -> Iterator[Listed]:
+        try:
+            entries = [e for e in os.scandir(folder) if not e.name.startswith(".")]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        # S3 sorts whole keys, in which a folder's name ends in "/".
+        for entry in sorted(entries, key=lambda e: e.name + "/" if e.is_dir() else e.name):
+            if entry.is_dir():
+                yield from self._walk(Path(entry.path))
+            elif entry.is_file():
+                try:
+                    stat = entry.stat()
+                except FileNotFoundError:  # deleted meanwhile
+                    continue
+                yield Listed(
+                    Path(entry.path).relative_to(self.root).as_posix(),
+                    f"{stat.st_size}-{stat.st_mtime_ns}",
+                    stat.st_size,
+                    datetime.fromtimestamp(stat.st_mtime, UTC),
+                )
+
+    def delete(self, key: str) -> None:
+        try:
+            self._path(key).unlink(missing_ok=True)
+        except NotADirectoryError:
+            return
+        except OSError as error:
+            raise self._failed("delete", key, error) from error
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def sub(self, prefix: str) -> FolderStore:
+        return FolderStore(self.root / clean(prefix))
+
+    def url(self, key: str) -> str:
+        return str(self._path(key)) if key else str(self.root)
+
+    def local(self, part: Part) -> Path:
+        path = self._path(part.key)
+        if not path.exists():
+            raise ObjectMissing(f"{self.url(part.key)} does not exist, but a record names it.")
+        check_digest(path, part, str(path))
+        return path
+
+    def _finished(self, key: str, content: bytes | Path) -> _TemporaryFile:
+        path = self._path(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return _TemporaryFile(path.parent, content)
+        except OSError as error:
+            raise self._failed("write", key, error) from error
+
+    def _failed(self, verb: str, key: str, error: OSError) -> StoreError:
+        return StoreError(
+            f"store: cannot {verb} {self.url(key)} ({error.strerror or error}). "
+            "Check that the folder exists, is writable by this user, knows hard links and that the disk is not full."
+        )
+
+
+class _TemporaryFile:
+    """A finished, synced file beside its destination, gone at the end of the block."""
+
+    def __init__(self, folder: Path, content: bytes | Path) -> None:
+        self.path = folder / f".tmp-{uuid.uuid4().hex}"
+        try:
+            with self.path.open("xb") as sink:
+                if isinstance(content, bytes):
+                    sink.write(content)
+                else:
+                    with content.open("rb") as source:
+                        while chunk := source.read(CHUNK):
+                            sink.write(chunk)
+                sink.flush()
+                os.fsync(sink.fileno())
+        except BaseException:
+            self.path.unlink(missing_ok=True)
+            raise
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self.path.unlink(missing_ok=True)
