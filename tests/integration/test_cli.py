@@ -15,8 +15,6 @@ from support.pictures import digits, write_folder
 from support.prefect_server import PrefectServer
 from support.stream import AGED, Pipeline, make_pipeline
 
-pytestmark = pytest.mark.slow  # some sixty processes, each of which imports Prefect
-
 COMMANDS = (
     "init", "check", "run", "monitor", "replay", "status", "history", "adopt", "rollback", "pin", "unpin", "demo",
 )  # fmt: skip
