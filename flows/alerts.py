@@ -16,7 +16,7 @@ from everfresh.tasks.steps import open_pipeline
 def announce(config: PipelineConfig, tick: Tick | None, what: DriftReport | JournalEntry | AliasMove | None) -> None:
     """Emit the events of a measurement, a tick's end or a rollback, as far as ``alerts.events`` names them.
 
-    `monitor` and `retrain` see the same drift, and a rerun after a crash sees all again: what was told stands under
+    `monitor` and `retrain` see the same drift, and a rerun after a crash sees it again: what was told stands under
     ``alerts/`` and is not told twice. The event's id is made from the happening, so that Prefect too knows it again.
     """
     if what is None or (tick is not None and tick.replay):

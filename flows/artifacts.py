@@ -32,7 +32,7 @@ def drift_table(config: PipelineConfig, tick: Tick, drift: DriftReport | None) -
         if drift.labels
         else ""
     )
-    verdict = "**Drift alarm**" if drift.alarm else "No drift"
+    verdict = "**Drift alarm**" if drift.alarm else "No drift" if drift.tested else "Not tested, too few samples"
     lines = [
         f"## {config.name} · window {tick.seq}: {verdict}",
         f"p {config.drift.p_words(drift.p_value)} against `{drift.nearest}` ({drift.reference_samples} reference, "

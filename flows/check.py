@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from everfresh.tasks.config import ParentFolder, PipelineConfig
-from everfresh.tasks.errors import EverfreshError, StoreError
+from everfresh.tasks.errors import EverfreshError
 from everfresh.tasks.ingest import Source
-from everfresh.tasks.store import open_store
+from everfresh.tasks.store import pipeline_store
 
 
 @dataclass(frozen=True)
@@ -41,18 +40,8 @@ def check(config: PipelineConfig) -> Iterator[Checked]:
 
 
 def _store(config: PipelineConfig) -> str:
-    store = open_store(config.store)
-    key = f"{config.name}/check-{uuid.uuid4().hex[:12]}"
-    try:
-        if not store.create(key, b"first") or store.create(key, b"second") or store.get(key) != b"first":
-            raise StoreError(
-                f"store {config.store} must refuse to write over an object (If-None-Match: *), got an overwrite. "
-                "Use AWS S3 or a store that honours it: two runs could otherwise both make a champion."
-            )
-    finally:
-        store.delete(key)
-    if store.exists(key):
-        raise StoreError(f"store {config.store} must let objects be deleted, got one that stays. Allow s3:DeleteObject.")
+    store = pipeline_store(config.store, config.name)
+    store.prove_create()
     return f"{store.url('')}: written, created if absent, read, deleted"
 
 

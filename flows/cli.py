@@ -100,16 +100,21 @@ def run(
     rung: Annotated[
         str | None, typer.Option("--rung", help="With --force: the one rung to try: head, full, pretrained.")
     ] = None,
+    trust_labels: Annotated[
+        bool, typer.Option("--trust-labels", help="With --force: the window's labels are right, though they look suspect.")
+    ] = False,
     drain: Annotated[bool, typer.Option("--all", help="Go on until nothing is new, instead of one window.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """One tick: take in what is new, detect drift, decide, and retrain, prove and publish if need be."""
     config = load_config(pipeline)
-    if (rung is not None or reason) and not force:
-        raise ConfigError("--rung and --reason must go with --force, got no --force. Add it, or set the policy in the file.")
+    if (rung is not None or reason or trust_labels) and not force:
+        raise ConfigError(
+            "--rung, --reason and --trust-labels must go with --force, got no --force. Add it, or set the policy in the file."
+        )
     from everfresh.flows.retrain import retrain
 
-    entries = retrain(config, force=force, reason=reason, rung=_rung(rung), drain=drain)
+    entries = retrain(config, force=force, reason=reason, rung=_rung(rung), trust_labels=trust_labels, drain=drain)
     _report(entries, as_json, "there is no window yet to retrain on" if force else "nothing is new in the source")
     if any(entry.failed_gates for entry in entries):
         raise typer.Exit(REJECTED)
@@ -127,8 +132,9 @@ def monitor(pipeline: Pipeline, as_json: AsJson = False) -> None:
     elif drift is None:
         sys.stdout.write("nothing new, or no champion yet\n")
     else:
+        verdict = "ALARM" if drift.alarm else "quiet" if drift.tested else "not tested, too few samples"
         sys.stdout.write(
-            f"{'ALARM' if drift.alarm else 'quiet'}: p {config.drift.p_words(drift.p_value)} against {drift.nearest}, "
+            f"{verdict}: p {config.drift.p_words(drift.p_value)} against {drift.nearest}, "
             f"estimated loss of accuracy {drift.severity:+.1%}\n"
         )
 

@@ -18,7 +18,12 @@ from everfresh.tasks.records import AliasMove, Candidate, Decision, DriftReport,
 
 @flow(name="retrain", flow_run_name="{config.name}", persist_result=False, validate_parameters=True)
 def retrain(
-    config: PipelineConfig, force: bool = False, reason: str = "", rung: Rung | None = None, drain: bool = False
+    config: PipelineConfig,
+    force: bool = False,
+    reason: str = "",
+    rung: Rung | None = None,
+    trust_labels: bool = False,
+    drain: bool = False,
 ) -> list[JournalEntry]:
     """Take in what is new and answer it.
 
@@ -27,6 +32,7 @@ def retrain(
         force: retrain on the newest window whatever the policy says; once, if the policy just did so by itself.
         reason: why it is forced, for the journal.
         rung: the one rung to try when forced; the policy's ladder otherwise.
+        trust_labels: a person says that the labels of the forced window are right, whatever contradicts them.
         drain: go on until nothing is new, instead of one window.
 
     Returns:
@@ -37,10 +43,10 @@ def retrain(
     while tick is not None:
         done.append(run_tick(config, tick))
         tick = steps.next_window(config, take_in=drain)
-    retrained = bool(done and done[-1].tried) and rung is None
+    retrained = bool(done and done[-1].tried) and rung is None and not trust_labels
     if force and retrained:
         get_run_logger().info("window %d was just retrained on by the policy: nothing is forced on top", done[-1].seq)
-    elif force and (tick := steps.forced_window(config, uuid.uuid4().hex[:12], reason, rung)) is not None:
+    elif force and (tick := steps.forced_window(config, uuid.uuid4().hex[:12], reason, rung, trust_labels)) is not None:
         done.append(run_tick(config, tick))
     if done:
         artifacts.name_run(config, done)
@@ -60,9 +66,9 @@ def run_tick(config: PipelineConfig, tick: Tick) -> JournalEntry:
     tried, failure = climb(config, tick, decision)
     evaluation, published = prove(config, tick, drift, best(tried))
     entry = steps.end_tick(config, tick, drift, decision, tried, evaluation, published, str(failure or ""))
+    announce(config, tick, entry)
     artifacts.tick_summary(config, tick, entry, evaluation)
     get_run_logger().info("window %d: %s", tick.seq, artifacts.headline(entry))
-    announce(config, tick, entry)
     if failure:
         raise failure
     return entry

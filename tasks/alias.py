@@ -33,12 +33,12 @@ def rollback(store: Store, to: int | None = None, *, reason: str = "", by: str |
         ReleaseError: there is no such version, or nothing to go back to.
     """
 
-    def target(head: AliasMove, history: Sequence[AliasMove]) -> dict[str, Any]:
+    def target(seen: AliasMove, head: AliasMove, history: Sequence[AliasMove]) -> dict[str, Any]:
         versions = {m.version: m.release for m in history}
         if to is None:
-            earlier = [m for m in history if m.version < head.version and m.release not in head.barred]
+            earlier = [m for m in history if m.version < seen.version and m.release not in seen.barred]
             if not earlier:
-                raise ReleaseError(f"rollback: there must be a champion before v{head.version}, got none. Nothing was changed.")
+                raise ReleaseError(f"rollback: there must be a champion before v{seen.version}, got none. Nothing was changed.")
             goal = earlier[-1]
         elif to not in versions:
             raise ReleaseError(f"rollback: version must be one of {_known(versions)}, got v{to}. See `everfresh history`.")
@@ -47,15 +47,28 @@ def rollback(store: Store, to: int | None = None, *, reason: str = "", by: str |
         if goal.release == head.release:
             raise ReleaseError(f"rollback: v{goal.version} is champion already. Nothing was changed.")
         _check_release(store, goal)
-        barred = tuple(dict.fromkeys((*(b for b in head.barred if b != goal.release), head.release)))
+        left = (*head.barred, seen.release, head.release)  # also what was published while the person was going back
+        barred = tuple(dict.fromkeys(release for release in left if release != goal.release))
         return {"release": goal.release, "version": goal.version, "pinned": True, "barred": barred}
 
     return _move(store, "rollback", target, reason or "rolled back", by)
 
 
 def pin(store: Store, *, reason: str = "", by: str | None = None) -> AliasMove:
-    """Keep the champion where it is: no challenger can replace it until ``unpin``."""
-    return _move(store, "pin", lambda *_: {"pinned": True}, reason or "pinned", by)
+    """Keep the champion where it is: no challenger can replace it until ``unpin``.
+
+    Raises:
+        ReleaseError: there is none, or another release became champion meanwhile.
+    """
+
+    def stay(seen: AliasMove, head: AliasMove, _history: Sequence[AliasMove]) -> dict[str, Any]:
+        if head.release != seen.release:
+            raise ReleaseError(
+                f"pin: the champion must still be v{seen.version}, got v{head.version} meanwhile. Look, and pin again."
+            )
+        return {"pinned": True}
+
+    return _move(store, "pin", stay, reason or "pinned", by)
 
 
 def unpin(store: Store, *, reason: str = "", by: str | None = None) -> AliasMove:
@@ -64,14 +77,19 @@ def unpin(store: Store, *, reason: str = "", by: str | None = None) -> AliasMove
 
 
 def _move(store: Store, kind: Literal["rollback", "pin", "unpin"], change: Any, reason: str, by: str | None) -> AliasMove:
-    """Create the next move from the last one, again if somebody was faster: a person's word must not be lost."""
+    """Create the next move from the last one, again if somebody was faster: a person's word must not be lost.
+
+    ``change`` gets the champion that the person saw, the one of now, and all moves.
+    """
     moves = champion_moves(store)
+    seen: AliasMove | None = None
     for _ in range(RACES):
         head = moves.last()
         if head is None:
             raise ReleaseError(f"{kind}: there must be a champion, got none. Run a first window or `everfresh adopt`.")
+        seen = seen or head
         update = {"seq": head.seq + 1, "id": uuid.uuid4().hex, "kind": kind, "by": by or user(), "reason": reason}
-        move = head.model_copy(update=update | {"at": store.now()} | change(head, list(moves)))
+        move = head.model_copy(update=update | {"at": store.now()} | change(seen, head, list(moves)))
         if moves.append(move.seq, move):
             return move
     raise ReleaseError(f"{kind}: the champion keeps moving ({RACES} tries). Stop the other runs and try again.")

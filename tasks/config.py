@@ -441,7 +441,21 @@ def parse_config(raw: dict[str, Any], *, base: Path | None = None, label: str = 
     except ValidationError as error:
         lines = "\n".join(f"  {line}" for line in _explain(error))
         raise ConfigError(f"{label}:\n{lines}") from None
-    return _anchored(config, base) if base is not None else config
+    anchored = _anchored(config, base) if base is not None else config
+    _store_stands_apart(anchored, label)
+    return anchored
+
+
+def _store_stands_apart(config: PipelineConfig, label: str) -> None:
+    source = config.source
+    store = f"{config.store.rstrip('/')}/{config.name}/"
+    for path in (source.path,) if isinstance(source, ImageFolder) else source.paths:
+        folder = f"{path.removeprefix('file://').rstrip('/')}/"
+        if store.removeprefix("file://").startswith(folder):
+            raise ConfigError(
+                f"{label}: store must stand outside the source, got {config.store} within {path}: the pipeline would take in "
+                "its own pictures. Move one of them."
+            )
 
 
 def json_schema() -> str:

@@ -23,7 +23,7 @@ from everfresh.tasks.records import (
 )
 
 MOST_BANKED = 64
-"""Windows in the bank; the oldest of the most frequent regime leaves first."""
+"""Windows in the bank; the one of the most frequent regime that has the fewest labels leaves first, the oldest of equals."""
 
 
 def decide(
@@ -106,6 +106,11 @@ def _judge(
 ) -> tuple[bool, str]:
     match trigger:
         case OnDrift(min_severity=floor):
+            if not drift.tested:
+                return False, (
+                    f"drift was not tested: too few samples ({drift.current_samples} here, {drift.reference_samples} in the "
+                    "reference)"
+                )
             if not drift.alarm:
                 return False, f"no drift alarm (p = {drift.p_value:.3g})"
             harm = f"drift alarm (p = {drift.p_value:.3g}), estimated loss of accuracy {drift.severity:+.1%}"
@@ -149,8 +154,8 @@ def bank_after(tick: Tick, window: Window, drift: DriftReport | None, trust: Tru
     if trust != "trusted" or not window.splits.get("holdout") or any(b.view == window.view for b in tick.bank):
         return tick.bank
     regime = drift.regime if drift and not drift.alarm and drift.regime else f"window {tick.seq}"
-    bank = [*tick.bank, Banked(view=window.view, seq=tick.seq, regime=regime)]
+    bank = [*tick.bank, Banked(view=window.view, seq=tick.seq, regime=regime, labelled=window.labelled)]
     if len(bank) > MOST_BANKED:
         crowded = Counter(b.regime for b in bank).most_common(1)[0][0]
-        bank.remove(next(b for b in bank if b.regime == crowded))
+        bank.remove(min((b for b in bank if b.regime == crowded), key=lambda b: (b.labelled, b.seq)))
     return tuple(bank)

@@ -44,14 +44,14 @@ class Embedder:
         """Pictures that went through the network."""
 
     @classmethod
-    def open(cls, store: Store, spec: ModelSpec, weights: Part, precision: str = "fp32") -> Embedder:
-        """The embedder of a candidate's or a release's model."""
-        module = models.load(store, spec, weights)
+    def open(cls, store: Store, spec: ModelSpec, weights: Part, precision: str = "fp32", *, code: str = "") -> Embedder:
+        """The embedder of a candidate's or a release's model; `code` as for :func:`everfresh.tasks.models.load`."""
+        module = models.load(store, spec, weights, code=code)
         return cls(store, module, spec, models.encoder_digest(module, spec, precision), precision)
 
     def embeddings(self, view: View, rows: NDArray[np.int64]) -> Tensor:
         """Embeddings (len(rows), D), float32; those that are missing are computed and kept."""
-        known = self._load(view)
+        known = self._load(view, rows)
         missing = [int(r) for r in rows if int(r) not in known]
         if missing:
             pictures = bar(view.read(missing), "embed", total=len(missing))
@@ -74,20 +74,22 @@ class Embedder:
     def _prefix(self, view: View) -> str:
         return f"embeddings/{self.encoder}/{view.window.view}"
 
-    def _load(self, view: View) -> dict[int, NDArray[np.float32]]:
+    def _load(self, view: View, rows: NDArray[np.int64]) -> dict[int, NDArray[np.float32]]:
+        """What is kept of the wanted rows; the others stay where they are, a bank's embeddings need not fit in memory."""
         import pyarrow.parquet as pq
 
-        if view.window.view not in self._known:
-            known = self._known[view.window.view] = {}
+        known = self._known.setdefault(view.window.view, {})
+        if wanted := {int(r) for r in rows} - known.keys():
             for item in self.store.list(self._prefix(view)):
                 data = self.store.get(item.key)
                 if not item.key.endswith(f"-{hashlib.sha256(data).hexdigest()}.parquet"):
                     log.warning("%s is not what was written; its embeddings are computed again", self.store.url(item.key))
                     continue
                 table = pq.read_table(io.BytesIO(data))
-                flat = [chunk.flatten().to_numpy() for chunk in table["embedding"].chunks]
-                known.update(zip(table["row"].to_pylist(), np.concatenate(flat).reshape(len(table), -1), strict=True))
-        return self._known[view.window.view]
+                flat = np.concatenate([chunk.flatten().to_numpy() for chunk in table["embedding"].chunks])
+                made = zip(table["row"].to_pylist(), flat.reshape(len(table), -1), strict=True)
+                known.update({row: vector.copy() for row, vector in made if row in wanted})
+        return known
 
     def _keep(self, view: View, rows: list[int], made: Tensor) -> None:
         import pyarrow as pa

@@ -37,10 +37,9 @@ from everfresh.tasks.records import (
     digest_of,
 )
 from everfresh.tasks.store import Store
-from everfresh.tasks.trust import judge_labels
+from everfresh.tasks.trust import judge_labels, suspicion
 from everfresh.tasks.views import View, seeded_choice
 
-SUSPECT = "labels: nothing agrees with this window's labels, neither champion nor challenger nor neighbours: it is suspect"
 NO_HOLDOUT = "holdout: the window has no labelled hold-out sample, so nothing is proven"
 
 
@@ -88,22 +87,26 @@ def evaluate(
         )
     bank = tuple(b.view for b in tick.bank if b.view != tick.view)
     key = digest_of(
-        "evaluation", 3, candidate.key, champion.id if champion else None, against, config.gates, tick.view, bank,
-        config.window.bank_max_samples, drift.key if drift else None,
+        "evaluation", 4, candidate.key, champion.id if champion else None, against, config.gates, tick.view, bank,
+        config.window.bank_max_samples, drift.key if drift else None, tick.trust_labels,
     )  # fmt: skip
     if (known := find(store, f"evaluations/{key}/record.json", Evaluation)) is not None:
         return known
     classes = candidate.spec.classes
-    ours = Embedder.open(store, candidate.spec, candidate.weights)
-    theirs = Embedder.open(store, champion.spec, champion.files["model.safetensors"]) if champion else None
+    ours = Embedder.open(store, candidate.spec, candidate.weights, code=config.model.architecture)
+    theirs = (
+        Embedder.open(store, champion.spec, champion.files["model.safetensors"], code=config.model.architecture)
+        if champion
+        else None
+    )
     window = _judge(ours, theirs, [View(store, tick.view)], 10**9)
     earlier = _judge(ours, theirs, [View(store, v) for v in bank], config.window.bank_max_samples)
     here, there = compare(window, classes, key), compare(earlier, classes, key) if len(earlier.labels) else None
     verdicts = [judge(gate, window, here, earlier, there) for gate in config.gates]
-    floors = all(v.passed for v in verdicts if v.gate == "floor")
-    trust = judge_labels(drift, here.challenger.accuracy if len(window.labels) else None, floors_passed=floors)
+    seen = here.challenger.accuracy if len(window.labels) else None
+    trust = judge_labels(View(store, tick.view).window, drift, seen, vouched=tick.trust_labels)
     if trust != "trusted":
-        verdicts.append(Verdict(gate="labels", passed=False, numbers={}, words=SUSPECT))
+        verdicts.append(Verdict(gate="labels", passed=False, numbers={}, words=suspicion(drift)))
     if not len(window.labels):
         verdicts.append(Verdict(gate="holdout", passed=False, numbers={}, words=NO_HOLDOUT))
     if move:

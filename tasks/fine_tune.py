@@ -168,7 +168,7 @@ def _start(
     if release is None and start is None:
         return models.start(config.model, config.fine_tune.seed)
     spec, weights = (start.spec, start.weights) if start else (release.spec, release.files["model.safetensors"])  # type: ignore[union-attr]
-    module = models.load(store, spec, weights)
+    module = models.load(store, spec, weights, code=config.model.architecture)
     if spec.classes != config.model.classes:
         spec = models.with_classes(module, spec, config.model.classes, config.fine_tune.seed)
     return module, spec

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -27,7 +28,7 @@ from everfresh.tasks.errors import DataError, ObjectMissing, SourceError, StoreE
 from everfresh.tasks.images import SUFFIXES, examine
 from everfresh.tasks.ledger import stream
 from everfresh.tasks.progress import bar
-from everfresh.tasks.records import Cursor, StreamEntry, Window, digest_of
+from everfresh.tasks.records import Cursor, Split, StreamEntry, Window, digest_of
 from everfresh.tasks.store import FolderStore, Listed, Store, cache_folder, open_store
 from everfresh.tasks.views import ViewWriter, split_of
 
@@ -88,6 +89,8 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
     with tempfile.TemporaryDirectory(prefix="everfresh-") as folder, ViewWriter(Path(folder)) as writer:
         for file in bar(taken, "ingest"):
             _take(writer, source, file, annotations, config)
+        if alike := writer.part_crowds(partial(_split, config=config)):
+            log.warning("%d pictures look alike, as a fixed camera's do: only identical ones share a split", alike)
         window = writer.commit(store, config.model.classes)
         seen.update((f.key, f.version) for f in taken)
         left = {f.archive_key for f in set(waiting) - set(taken)}  # an archive of which nothing is left is not opened again
@@ -122,6 +125,7 @@ def freeze(store: Store, config: PipelineConfig, folder: str) -> Window:
     with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary, ViewWriter(Path(temporary)) as writer:
         for file in bar(list(source.files(set())), "reference"):
             _take(writer, source, file, {}, config)
+        writer.part_crowds(partial(_split, config=config))
         return writer.commit(store, config.model.classes)
 
 
@@ -146,14 +150,13 @@ def _take(
     except DataError as error:
         writer.reject(file.key, str(error), data)
         return
-    window = config.window
     writer.add(
         data,
         key=file.key,
         digest=picture.digest,
         group=picture.group,
         label=annotation.label,
-        split=split_of(picture.group, window.seed, window.holdout_fraction, window.tune_fraction),
+        split=_split(picture.group, config),
         timestamp=annotation.timestamp,
         width=picture.width,
         height=picture.height,
@@ -163,6 +166,11 @@ def _take(
         colourfulness=picture.colourfulness,
         slices=json.dumps(dict(annotation.slices), sort_keys=True),
     )
+
+
+def _split(group: str, config: PipelineConfig) -> Split:
+    window = config.window
+    return split_of(group, window.seed, window.holdout_fraction, window.tune_fraction)
 
 
 def _parent(key: str) -> str | None:

@@ -70,7 +70,14 @@ def window_of(store: Store, view: str) -> Window:
 
 
 def outlook(
-    store: Store, entry: StreamEntry, *, request: str = "", reason: str = "", rung: Rung | None = None, replay: str = ""
+    store: Store,
+    entry: StreamEntry,
+    *,
+    request: str = "",
+    reason: str = "",
+    rung: Rung | None = None,
+    trust_labels: bool = False,
+    replay: str = "",
 ) -> Tick:
     """What a tick over a window would set out from now."""
     move = champion_moves(store).last()
@@ -81,6 +88,7 @@ def outlook(
         request=request,
         reason=reason,
         rung=rung,
+        trust_labels=trust_labels,
         replay=replay,
         view=entry.view,
         champion=move.release if move else None,
@@ -98,12 +106,16 @@ def _bank(last: JournalEntry | None, release: Release | None) -> tuple[Banked, .
     return adopted + known
 
 
-def unfinished(store: Store, seq: int) -> Tick | None:
-    """A tick that a person forced on a window and that died before its journal entry."""
-    prefix = f"ticks/{seq:08d}-"
+def unfinished(store: Store, wanted: Tick) -> Tick | None:
+    """A tick that was forced in the same words on the same window and died before its journal entry.
+
+    One that was forced in other words stays dead: who asks for a cheaper rung must not get the one that ran out of memory.
+    """
+    prefix = f"ticks/{wanted.seq:08d}-"
     listed = takewhile(lambda i: i.key.startswith(prefix), store.list("ticks", after=prefix))
     ticks = [Tick.from_bytes(store.get(i.key)) for i in listed if not i.key.endswith("-tick.json")]
-    return next((t for t in ticks if not store.exists(f"journal/{seq:08d}-{t.request}.json")), None)
+    asked = [t for t in ticks if (t.reason, t.rung, t.trust_labels) == (wanted.reason, wanted.rung, wanted.trust_labels)]
+    return next((t for t in asked if not store.exists(f"journal/{t.seq:08d}-{t.request}.json")), None)
 
 
 def begin(store: Store, tick: Tick) -> Tick:

@@ -93,13 +93,25 @@ def _check_head(module: nn.Module, spec: ModelSpec) -> None:
         )
 
 
-def load(store: Store, spec: ModelSpec, weights: Part) -> nn.Module:
+def load(store: Store, spec: ModelSpec, weights: Part, *, code: str = "") -> nn.Module:
     """The model of a candidate or release, in eval mode; its bytes are verified.
+
+    Args:
+        store: of the pipeline.
+        spec: how to build it, as the store has it.
+        weights: its safetensors.
+        code: ``model.architecture`` of the pipeline file: only from that package is code run that the store names.
 
     Raises:
         DigestMismatch: the weights are not what was recorded.
-        ModelError: they do not fit the architecture.
+        ModelError: they do not fit the architecture, or the store names code that the pipeline file does not.
     """
+    package = spec.architecture.partition(":")[0].split(".")[0]
+    if ":" in spec.architecture and package not in {"everfresh", code.partition(":")[0].split(".")[0]}:
+        raise ModelError(
+            f"{store.url(weights.key)} names its architecture {spec.architecture!r}, code of a package that model.architecture "
+            f"({code or 'none given'}) does not name, so it was not run. If you trust it, name it in the pipeline file."
+        )
     module = _build(spec)
     _load_strict(module, load_file(store.local(weights)), store.url(weights.key))
     return module.eval()

@@ -80,6 +80,8 @@ def publish(
         seq += 1
     if seq != evaluation.champion_move + 1:
         raise _moved(evaluation)
+    if seq == 1:
+        store.prove_create()
     release = _write_release(store, config, tick, candidate, evaluation, bank)
     head = moves.entry(evaluation.champion_move)
     move = AliasMove(
@@ -120,6 +122,7 @@ def adopt(store: Store, config: PipelineConfig, weights: str, window: Window) ->
             f"adopt: the pipeline {config.name} must have no champion yet, got v{head.version}. "
             "Use another name or store, or roll back to the version you want."
         )
+    store.prove_create()
     module, spec = models.adopt(config.model, weights)
     with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary:
         path = Path(temporary) / "model.safetensors"
@@ -133,9 +136,9 @@ def adopt(store: Store, config: PipelineConfig, weights: str, window: Window) ->
             f"adopt: the reference must hold pictures labelled with model.classes, got {window.samples} pictures with the "
             f"labels {sorted(window.classes | window.pending)[:10]}. Use one folder a class."
         )
-    _, scores = Embedder.open(store, spec, part, "fp32").scores(view, rows)
+    _, scores = Embedder.open(store, spec, part, "fp32", code=config.model.architecture).scores(view, rows)
     labels = models.class_index([view.samples[int(r)].label for r in rows], spec.classes).numpy()
-    bank = (Banked(view=window.view, seq=0, regime="adopted"),)
+    bank = (Banked(view=window.view, seq=0, regime="adopted", labelled=window.labelled),)
     release = _settle_release(
         store,
         config,
@@ -184,7 +187,7 @@ def _write_release(
         weights = store.keep_file(f"releases/{candidate.key}/model.safetensors", path)
     view = View(store, tick.view)
     rows = view.rows("holdout", candidate.spec.classes)
-    _, scores = Embedder.open(store, candidate.spec, weights).scores(view, rows)
+    _, scores = Embedder.open(store, candidate.spec, weights, code=config.model.architecture).scores(view, rows)
     tables = {("this model", "this window's hold-out"): evaluation.window.challenger}
     if evaluation.window.champion:
         tables["the champion before", "this window's hold-out"] = evaluation.window.champion

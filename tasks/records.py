@@ -154,6 +154,8 @@ class Banked(Value):
     """Its place in the stream; 0 for the validation samples of an adopted model."""
     regime: str
     """The component of the reference that it belongs to."""
+    labelled: int = 0
+    """Samples with a label."""
 
 
 class Tick(Record):
@@ -166,6 +168,8 @@ class Tick(Record):
     reason: str = ""
     rung: Rung | None = None
     """The one rung that a person asked for."""
+    trust_labels: bool = False
+    """A person has said that the window's labels are right."""
     replay: str = ""
     """Id of the replay that it belongs to; empty when it is live."""
     view: str
@@ -234,6 +238,8 @@ class DriftReport(Record):
     current_samples: int
     alarm: bool
     """The window fits no component of the reference and no mixture of them."""
+    tested: bool = True
+    """False if window or reference had too few samples; then `p_value` is 1 and says nothing."""
     p_value: Share
     score: float = Field(ge=0)
     """Largest column distance of the best fitting comparison, 0…1; higher is more drift."""

@@ -81,15 +81,17 @@ def watched_window(config: PipelineConfig) -> Tick | None:
 
 
 @step("forced window")
-def forced_window(config: PipelineConfig, request: str, reason: str, rung: Rung | None) -> Tick | None:
-    """Where a tick sets out from that a person forces: one that died before its end, else the newest window."""
+def forced_window(config: PipelineConfig, request: str, reason: str, rung: Rung | None, trust_labels: bool) -> Tick | None:
+    """Where a tick sets out from that a person forces on the newest window that was treated.
+
+    One that was forced in the same words and died before its end is gone on with.
+    """
     store = open_pipeline(config)
-    entry = stream(store).last()
+    entry = stream(store).entry(journal.scheduled(store).last_seq())
     if entry is None:
         return None
-    if (begun := journal.unfinished(store, entry.seq)) is not None:
-        return begun
-    return journal.begin(store, journal.outlook(store, entry, request=request, reason=reason, rung=rung))
+    wanted = journal.outlook(store, entry, request=request, reason=reason, rung=rung, trust_labels=trust_labels)
+    return journal.unfinished(store, wanted) or journal.begin(store, wanted)
 
 
 @step("replayed window")
@@ -112,7 +114,7 @@ def detect_drift(config: PipelineConfig, tick: Tick) -> DriftReport | None:
     found = drift.detect(open_pipeline(config, tick), config, tick)
     log.info(
         "%s: p %s against %s; accuracy %.1f%% on the reference, %.1f%% estimated here",
-        "drift alarm" if found.alarm else "no drift",
+        "drift alarm" if found.alarm else "no drift" if found.tested else "drift not tested, too few samples",
         config.drift.p_words(found.p_value),
         found.nearest,
         100 * found.reference_accuracy,
@@ -195,8 +197,9 @@ def end_tick(
 ) -> JournalEntry:
     """Write the journal entry."""
     store = open_pipeline(config, tick)
-    trust = evaluation.trust if evaluation else judge_labels(drift, None)
-    bank = decide.bank_after(tick, journal.window_of(store, tick.view), drift, trust)
+    window = journal.window_of(store, tick.view)
+    trust = evaluation.trust if evaluation else judge_labels(window, drift, None, vouched=tick.trust_labels)
+    bank = decide.bank_after(tick, window, drift, trust)
     return journal.end(store, tick, drift, decision, tried, evaluation, published, trust, bank, failure)
 
 

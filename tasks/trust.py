@@ -3,34 +3,65 @@
 from __future__ import annotations
 
 from everfresh.tasks.config import Trust
-from everfresh.tasks.records import DriftReport
+from everfresh.tasks.records import DriftReport, Window
 
 QUIET_SHARE, DRIFTED_SHARE = 0.6, 0.3
 """Labels with which nothing agrees to this share of the usual accuracy, both above chance, are suspect.
 
 Where the pictures have drifted too, low accuracy has another explanation, and only labels that nobody can learn are.
 """
+VARIED = 0.99
+"""Labels that agree with each other by chance more often than this do not vary: anybody can learn them."""
+ENOUGH = 10
+"""Labels a class; with fewer, a first challenger that learns nothing says nothing of them."""
 
 
-def judge_labels(drift: DriftReport | None, challenger: float | None, *, floors_passed: bool = True) -> Trust:
+def judge_labels(window: Window, drift: DriftReport | None, challenger: float | None, *, vouched: bool = False) -> Trust:
     """Whether the window's labels may be trained on and compared with later.
 
-    They are suspect if nothing agrees with them: neither the champion, nor the window's own neighbours in the
-    embedding, nor a challenger that was trained on them, each far below the champion's usual accuracy, counted above
-    what chance would reach. A new regime is not suspect: there the challenger, or the neighbours, agree. Without a
-    champion to ask, they are suspect if a challenger trained on them fails its own floors.
+    On pictures like those that the champion knows, the champion is the one witness: labels that contradict it far
+    below its usual accuracy are wrong, or their meaning has changed, and a person must say which. On pictures that have
+    drifted it may be the champion that is wrong: there the labels' nearest neighbours in the embedding, or a challenger
+    that was trained on them, may speak for them too, unless all labels are the same. All accuracies count above what
+    chance would reach. Without a champion, labels are suspect if a challenger learnt next to nothing from enough of them.
 
     Args:
+        window: what came in.
         drift: what was measured; None without a champion.
         challenger: its accuracy on the window's hold-out; None if none was trained.
-        floors_passed: whether the challenger passed its floors.
+        vouched: a person has said that the labels are right.
     """
+    if vouched:
+        return "trusted"
     if drift is None:
-        return "trusted" if floors_passed else "suspect"
+        chance = _chance(window)
+        if challenger is None or window.labelled < ENOUGH * len(window.classes) or chance > VARIED:
+            return "trusted"
+        return "suspect" if challenger < chance + DRIFTED_SHARE * (1 - chance) else "trusted"
     if drift.labels is None:
         return "trusted"
-    chance = min(drift.labels.chance, 0.99)
-    witnesses = [drift.labels.champion.high, drift.labels.neighbours, *([] if challenger is None else [challenger])]
+    chance = min(drift.labels.chance, VARIED)
+    moved = drift.alarm or not drift.tested
+    witnesses = [drift.labels.champion.high]
+    if moved and drift.labels.chance < VARIED:
+        witnesses += [drift.labels.neighbours, *([] if challenger is None else [challenger])]
     above = (max(witnesses) - chance) / (1 - chance)
     usual = (drift.reference_accuracy - chance) / (1 - chance)
-    return "suspect" if above < (DRIFTED_SHARE if drift.alarm else QUIET_SHARE) * usual else "trusted"
+    return "suspect" if above < (DRIFTED_SHARE if moved else QUIET_SHARE) * usual else "trusted"
+
+
+def suspicion(drift: DriftReport | None) -> str:
+    """Why a suspect window's labels are not believed, and what to do about it."""
+    if drift is None:
+        return "labels: a challenger learnt next to nothing from this window's labels: it is suspect. Correct the labels"
+    if drift.alarm or not drift.tested:
+        who = "nothing agrees with this window's labels, neither champion nor neighbours nor challenger"
+    else:
+        who = "this window's labels contradict the champion on pictures like those that it knows"
+    return f"labels: {who}: it is suspect. Correct them; if they are right, `everfresh run --force --trust-labels`"
+
+
+def _chance(window: Window) -> float:
+    """How often two labels of the window agree by chance."""
+    total = sum(window.classes.values())
+    return sum((n / total) ** 2 for n in window.classes.values()) if total else 1.0

@@ -10,8 +10,8 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,6 +26,8 @@ from everfresh.tasks.store import Store, file_digest
 if TYPE_CHECKING:
     import pyarrow as pa
 
+CROWD, CROWD_SHARE = 20, 0.2
+"""A group of near-duplicates that is larger than both, the share being of its window, is none: see `part_crowds`."""
 SHARD_BYTES = 64 << 20
 """A shard is closed once it holds so many bytes of pictures."""
 
@@ -107,6 +109,17 @@ class ViewWriter:
             self._file.write(b"\0" * tarfile.BLOCKSIZE * 2)
             self._file.close()
             self._file = None
+
+    def part_crowds(self, split: Callable[[str], Split]) -> int:
+        """Make each sample of an overlarge group a group of its own, by its bytes; returns how many that concerns.
+
+        A fixed camera makes pictures that the difference hash cannot tell apart. As one group they would all land in
+        one split, and nothing could be trained, or nothing proven.
+        """
+        sizes = Counter(s.group for s in self.samples)
+        crowds = {group for group, n in sizes.items() if n > max(CROWD, CROWD_SHARE * len(self.samples))}
+        self.samples = [replace(s, group=s.digest, split=split(s.digest)) if s.group in crowds else s for s in self.samples]
+        return sum(sizes[group] for group in crowds)
 
     def commit(self, store: Store, classes: Sequence[str]) -> Window:
         """Write shards, manifest and quarantine, then the record that makes the view exist."""

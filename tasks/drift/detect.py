@@ -44,16 +44,19 @@ def detect(store: Store, config: PipelineConfig, tick: Tick) -> DriftReport:
             f"drift: the release {tick.champion} and its reference must be in the store, got none. "
             "Let a first window train version 1, or adopt a model."
         )
-    key = digest_of("drift", 2, tick.view, reference.id, release.id, config.model.precision, config.drift)
+    key = digest_of("drift", 3, tick.view, reference.id, release.id, config.model.precision, config.drift)
     if (known := find(store, f"drift/{key}/record.json", DriftReport)) is not None:
         return known
-    embedder = Embedder.open(store, release.spec, release.files["model.safetensors"], config.model.precision)
+    embedder = Embedder.open(
+        store, release.spec, release.files["model.safetensors"], config.model.precision, code=config.model.architecture
+    )
     most, view = config.drift.max_samples, View(store, tick.view)
     rows = _unlearnt(view, release)
     current = build(embedder, [(view, rows[seeded_choice(len(rows), most, key)])])
     components = {c.name: _component(store, embedder, c.views, c.splits, most, tick.view) for c in reference.components}
     shifts = compare_all(components, current, config.drift, seed=int(key, 16))
     nearest = max(shifts, key=_fit)
+    tested = bool(nearest.columns)
     accuracy, estimate = shift.estimated_accuracy(nearest.reference, current, seed=int(key, 16))
     report = DriftReport(
         key=key,
@@ -62,9 +65,10 @@ def detect(store: Store, config: PipelineConfig, tick: Tick) -> DriftReport:
         reference_samples=len(nearest.reference),
         current_samples=len(current),
         alarm=nearest.p_value <= config.drift.false_alarm_rate,
+        tested=tested,
         p_value=nearest.p_value,
         score=nearest.score,
-        regime=max((s for s in shifts if s.name in components), key=_fit).name,
+        regime=max((s for s in shifts if s.name in components), key=_fit).name if tested else _closest(components, current),
         nearest=nearest.name,
         columns=nearest.columns,
         reference_accuracy=accuracy,
@@ -78,6 +82,15 @@ def detect(store: Store, config: PipelineConfig, tick: Tick) -> DriftReport:
 
 def _fit(found: Shift) -> tuple[float, float]:
     return found.p_value, -found.score
+
+
+def _closest(components: Mapping[str, Frame], current: Frame) -> str:
+    """The component with the nearest mean embedding, for a window that is too small to test."""
+    if not len(current):
+        return next(iter(components))
+    centre = current.embeddings.mean(axis=0)
+    gaps = {name: float(np.linalg.norm(f.embeddings.mean(axis=0) - centre)) for name, f in components.items() if len(f)}
+    return min(gaps, key=lambda name: gaps[name]) if gaps else next(iter(components))
 
 
 def compare_all(components: Mapping[str, Frame], current: Frame, config: DriftConfig, seed: int) -> list[Shift]:

@@ -79,6 +79,24 @@ class Store(ABC):
     def url(self, key: str) -> str:
         """Where a person finds the object."""
 
+    def prove_create(self) -> None:
+        """Find out by trying whether the store keeps its one promise; nothing is left behind.
+
+        Raises:
+            StoreError: it writes over an object that must be absent, does not give back what was written, or does not delete.
+        """
+        key = f"probe-{uuid.uuid4().hex[:12]}"
+        try:
+            if not self.create(key, b"first") or self.create(key, b"second") or self.get(key) != b"first":
+                raise StoreError(
+                    f"store {self.url('')} must refuse to write over an object (If-None-Match: *), got an overwrite. "
+                    "Use AWS S3 or a store that honours it: two runs could otherwise both make a champion."
+                )
+        finally:
+            self.delete(key)
+        if self.exists(key):
+            raise StoreError(f"store {self.url('')} must let objects be deleted, got one that stays. Allow s3:DeleteObject.")
+
     def local(self, part: Part) -> Path:
         """A local file with the part's bytes, verified against its digest.
 

@@ -111,7 +111,7 @@ def run_window(store: Store, config: PipelineConfig, request: str = "") -> Outco
         bank = decide.bank_after(tick, window, measured, evaluation.trust)
         if evaluation.passed:
             move = publish.publish(store, config, tick, challenger, evaluation, bank)
-    trust = evaluation.trust if evaluation else judge_labels(measured, None)
+    trust = evaluation.trust if evaluation else judge_labels(window, measured, None)
     bank = decide.bank_after(tick, window, measured, trust)
     entry = journal.end(store, tick, measured, decision, tried, evaluation, move, trust, bank)
     return Outcome(tick, measured, decision, tuple(tried), evaluation, move, entry)

@@ -395,8 +395,8 @@ def test_relative_archives_start_at_the_files_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("address", ["/absolute/store", "s3://bucket/prefix", "file:///absolute/store"])
 def test_addresses_that_are_not_relative_stay(tmp_path: Path, address: str) -> None:
-    config = load_config(write(tmp_path, pipeline(store=address, source__path=address)))
-    assert (config.store, config.source.path) == (address, address)
+    config = load_config(write(tmp_path, pipeline(store=address, source__path=f"{address}-in")))
+    assert (config.store, config.source.path) == (address, f"{address}-in")
 
 
 @pytest.mark.parametrize(
@@ -435,3 +435,23 @@ def test_the_schema_is_json_and_describes_every_field() -> None:
 def test_the_least_p_that_permutations_can_show_is_written_as_a_bound() -> None:
     drift = parse_config(pipeline(drift__permutations=999)).drift
     assert [drift.p_words(p) for p in (0.001, 0.002, 1.0)] == ["≤ 0.001", "= 0.002", "= 1"]
+
+
+@pytest.mark.parametrize(
+    ("store", "source"),
+    [
+        ("store", "."),
+        ("/data/in/store", "/data/in"),
+        ("s3://bucket/everfresh", "s3://bucket"),
+        ("s3://bucket", "s3://bucket/digits"),  # the pipeline's own folder
+        ("file:///data/store", "/data"),
+    ],
+)
+def test_a_store_within_the_source_is_refused(tmp_path: Path, store: str, source: str) -> None:
+    with pytest.raises(ConfigError, match=r"store must stand outside the source, got .* within .*Move one of them"):
+        load_config(write(tmp_path, pipeline(name="digits", store=store, source__path=source)))
+
+
+@pytest.mark.parametrize(("store", "source"), [("store", "inbox"), ("/data/in-store", "/data/in"), ("s3://b/out", "s3://b/in")])
+def test_a_store_beside_the_source_is_fine(tmp_path: Path, store: str, source: str) -> None:
+    load_config(write(tmp_path, pipeline(store=store, source__path=source)))

@@ -337,7 +337,7 @@ def test_the_best_is_good_on_new_and_earlier_windows_and_cheap(tried: list[Candi
     ],
 )
 def test_a_trusted_window_joins_the_regime_it_fits(measured: DriftReport | None, regime: str) -> None:
-    assert bank_after(tick(), window(), measured, "trusted") == (*BANKED, Banked(view="v1", seq=2, regime=regime))
+    assert bank_after(tick(), window(), measured, "trusted") == (*BANKED, Banked(view="v1", seq=2, regime=regime, labelled=100))
 
 
 @pytest.mark.parametrize("trust", ["suspect", "retired"])
@@ -364,3 +364,19 @@ def test_without_tune_samples_of_its_own_a_rung_is_judged_by_the_earlier_ones() 
     small = candidate(tune=0.0).model_copy(update={"tune_samples": 0, "kept_accuracy": 0.9})
     assert small.reached == 0.9
     assert candidate(tune=0.4).model_copy(update={"tune_samples": 5, "kept_accuracy": 0.9}).reached == 0.4
+
+
+def test_many_small_windows_do_not_push_a_large_one_out_of_the_bank() -> None:
+    bank = (Banked(view="large", seq=1, regime="window 1", labelled=5_000),)
+    for seq in range(2, MOST_BANKED + 10):
+        small = window(view=f"c{seq}").model_copy(update={"labelled": 5})
+        bank = bank_after(tick(bank=bank, seq=seq), small, drift(regime="window 1"), "trusted")
+    assert len(bank) == MOST_BANKED
+    assert bank[0].view == "large"
+
+
+def test_drift_that_could_not_be_tested_is_not_called_quiet() -> None:
+    untested = drift().model_copy(update={"tested": False, "current_samples": 5})
+    decision = verdict(PolicyConfig(triggers=(DRIFT,)), drift=untested)
+    assert decision.action == "nothing"
+    assert decision.reasons[0].startswith("drift was not tested: too few samples")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.loop import arrive, open_tick, pipeline, second_window
+from support.loop import arrive, open_tick, pipeline, run_window, second_window
 
 from everfresh.tasks import drift, journal
 from everfresh.tasks.config import parse_config
 from everfresh.tasks.errors import ObjectMissing
 from everfresh.tasks.ledger import stream
-from everfresh.tasks.records import Decision, DriftReport
+from everfresh.tasks.records import DriftReport
 from everfresh.tasks.store import FolderStore
 from everfresh.tasks.views import View
 
@@ -143,11 +143,22 @@ def test_without_a_champion_there_is_nothing_to_compare_with(tmp_path: Path) -> 
 
 
 def test_drift_is_measured_against_the_champion_of_the_tick(tmp_path: Path) -> None:
-    """A later champion has another reference, so the same window has another report."""
-    store, config = clean(tmp_path)
-    tick = open_tick(store, config)
-    report = drift.detect(store, config, tick)
-    journal.end(store, tick, report, Decision(action="nothing", reasons=("x",)), (), None, None, "trusted", tick.bank)
-    assert drift.detect(store, config, tick).key == report.key
-    other = config.model_copy(update={"drift": config.drift.model_copy(update={"permutations": 299})})
-    assert drift.detect(store, other, tick).key != report.key
+    """A later champion has another reference, so the same window has another report; the earlier tick keeps its own."""
+    store, config = second_window(tmp_path)
+    ran = run_window(store, config)
+    assert ran.drift is not None
+    assert ran.entry.version == 2
+    later = drift.detect(store, config, journal.outlook(store, stream(store).last(), request="again"))
+    assert (later.view, later.reference == ran.drift.reference) == (ran.drift.view, False)
+    assert (ran.drift.alarm, later.alarm) == (True, False)
+    assert drift.detect(store, config, ran.tick) == ran.drift
+
+
+@pytest.mark.parametrize("aged", [False, True])
+def test_a_window_too_small_to_test_says_so_and_joins_the_regime_it_looks_like(tmp_path: Path, *, aged: bool) -> None:
+    store, config = second_window(tmp_path)  # a clean regime and, once this window is through, an aged one
+    assert run_window(store, config).entry.version == 2
+    arrive(config, 8, start=130, aged=aged)
+    report = measure((store, config))
+    assert (report.tested, report.alarm, report.p_value) == (False, False, 1.0)
+    assert report.regime == ("window 2" if aged else "window 1")

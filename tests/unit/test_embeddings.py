@@ -83,3 +83,12 @@ def test_damaged_ones_are_computed_again(view: View, tmp_path: Path, damage: str
     later = embedder(view, tmp_path)
     later.embeddings(view, np.arange(12))
     assert later.computed == 0
+
+
+def test_only_the_wanted_rows_are_held_in_memory(view: View, tmp_path: Path) -> None:
+    embedder(view, tmp_path).embeddings(view, np.arange(12))
+    later = embedder(view, tmp_path)
+    later.embeddings(view, rows(3))
+    assert list(later._known[view.window.view]) == [3]
+    later.embeddings(view, rows(3, 4))
+    assert later.computed == 0

@@ -144,7 +144,11 @@ def test_a_damaged_checkpoint_falls_back_to_an_older_one(
     broken = {"truncated": data[:middle], "empty": b"", "one byte": data[:middle] + b"\xff" + data[middle + 1 :]}
     assert broken["one byte"] != data
     newest.write_bytes(broken[damage])
+    trained: list[int] = []
+    epoch = _Trainer._epoch
+    monkeypatch.setattr(_Trainer, "_epoch", lambda self, p, number: trained.append(number) or epoch(self, p, number))
     assert train(place, "pretrained").weights.sha256 == uninterrupted
+    assert trained == [2, 3]
     assert "cannot be read" in caplog.text
     assert "trying an older one" in caplog.text
 
@@ -254,7 +258,7 @@ def test_the_head_of_a_network_without_bias_is_refitted(tmp_path: Path) -> None:
     config = with_model(config, architecture="support.networks:without_bias", image_size=32)
     start = fine_tune(store, config, tick, "pretrained")
     made = fine_tune(store, config, tick, "head")
-    module = models.load(store, made.spec, made.weights)
+    module = models.load(store, made.spec, made.weights, code=made.spec.architecture)
     assert models.linear_head(module, made.spec).bias is None
     assert made.encoder != start.encoder
 

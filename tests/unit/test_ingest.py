@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from support.pickles import find_pickles
 from support.pictures import animated_gif, digits, noise, png_header, table, write_folder, write_tar
 
@@ -579,3 +581,22 @@ def test_every_version_of_every_file_that_a_tick_can_see_lands_in_exactly_one_wi
             landed += window
         assert len(waiting) < least
         assert [entry.seq for entry in stream(store)] == list(range(1, stream(store).last_seq() + 1))
+
+
+def test_pictures_of_a_fixed_camera_are_split(
+    folder_store: FolderStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng = np.random.default_rng(0)
+    scene = np.tile(np.linspace(0, 255, 64), (64, 1))
+    for number in range(60):
+        shot = np.clip(scene + rng.normal(0, 3, scene.shape), 0, 255).astype(np.uint8)
+        path = tmp_path / "inbox" / CLASSES[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(shot).save(path)
+    with caplog.at_level("WARNING"):
+        entry = ingest(folder_store, pipeline(tmp_path / "inbox"))
+    assert entry is not None
+    assert len({examine(p.read_bytes()).group for p in (tmp_path / "inbox").rglob("*.png")}) == 1
+    splits = View(folder_store, entry.view).window.splits
+    assert set(splits) == {"train", "tune", "holdout"}
+    assert "60 pictures look alike" in caplog.text

@@ -121,3 +121,13 @@ def test_an_idle_tick_leaves_a_note_and_no_entry(folder_store: FolderStore) -> N
     journal.idle(folder_store)
     assert b"idle_at" in folder_store.get("state.json")
     assert journal.scheduled(folder_store).last_seq() == 0
+
+
+def test_a_forced_tick_that_died_is_gone_on_with_in_the_same_words_only(second: Any) -> None:
+    store, config = second
+    run_window(store, config)
+    head = stream(store).last()
+    died = journal.begin(store, journal.outlook(store, head, request="f1", reason="use everything", rung="full"))
+    assert journal.unfinished(store, journal.outlook(store, head, request="f2", reason="use everything", rung="full")) == died
+    for other in ({"reason": "cheap one instead", "rung": "head"}, {"reason": "use everything"}, {}):
+        assert journal.unfinished(store, journal.outlook(store, head, request="f2", **other)) is None

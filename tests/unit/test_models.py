@@ -103,7 +103,7 @@ def test_a_model_comes_back_from_the_store_as_it_was(architecture: str, folder_s
     module, spec = models.start(settings(architecture, weights=path), seed=0)
     models.save(module, tmp_path / "model.safetensors")
     part = folder_store.keep_file("model.safetensors", tmp_path / "model.safetensors")
-    assert torch.equal(forward(models.load(folder_store, spec, part), spec), forward(module, spec))
+    assert torch.equal(forward(models.load(folder_store, spec, part, code=spec.architecture), spec), forward(module, spec))
 
 
 def test_a_model_whose_bytes_changed_is_not_loaded(s3_store: S3Store, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_model_whose_bytes_changed_is_not_loaded(s3_store: S3Store, tmp_path: 
     data[-1] ^= 1
     s3_store.put(part.key, bytes(data))
     with pytest.raises(DigestMismatch, match=r"model\.safetensors"):
-        models.load(s3_store, spec, part)
+        models.load(s3_store, spec, part, code=spec.architecture)
 
 
 def test_a_pooled_head_is_replaced_by_a_pooled_head(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_an_adopted_native_head_comes_back_from_the_store_and_can_become_linear(
     trained, path = weights_of("squeezenet1_1", 3, tmp_path)
     module, spec = models.adopt(settings("squeezenet1_1"), path)
     part = folder_store.keep_file("model.safetensors", Path(path))
-    assert torch.equal(forward(models.load(folder_store, spec, part), spec), forward(trained, spec))
+    assert torch.equal(forward(models.load(folder_store, spec, part, code=spec.architecture), spec), forward(trained, spec))
     with pytest.raises(ModelError, match="squeezenet1_1 has no linear head yet"):
         models.linear_head(module, spec)
     digest = models.encoder_digest(module, spec, "fp32")
@@ -410,3 +410,19 @@ def test_saved_weights_are_safetensors_without_shared_storage(tmp_path: Path) ->
     models.save(module, tmp_path / "tied.safetensors")
     assert set(models.read_state(str(tmp_path / "tied.safetensors"))) == set(module.state_dict())
     assert not zipfile.is_zipfile(io.BytesIO((tmp_path / "tied.safetensors").read_bytes()))
+
+
+def test_code_that_only_the_store_names_is_not_run(
+    folder_store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "strange_code.py").write_text("raise SystemExit('was run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    module, spec = models.start(settings(), seed=0)
+    models.save(module, tmp_path / "model.safetensors")
+    part = folder_store.keep_file("model.safetensors", tmp_path / "model.safetensors")
+    planted = spec.model_copy(update={"architecture": "strange_code:build"})
+    for code in ("", "resnet18", "my_package.models:build"):
+        with pytest.raises(ModelError, match=r"names its architecture 'strange_code:build'.*was not run"):
+            models.load(folder_store, planted, part, code=code)
+    with pytest.raises(SystemExit, match="was run"):
+        models.load(folder_store, planted, part, code="strange_code.other:build")

@@ -451,3 +451,15 @@ def test_an_overlay_keeps_parts_and_reads_them_back(store: Store, overlay: Overl
 def test_an_overlay_cannot_be_left_by_a_key(overlay: OverlayStore) -> None:
     with pytest.raises(StoreError, match=r"'windows/\.\./aliases/x'"):
         overlay.put("windows/../aliases/x", b"x")
+
+
+def test_a_store_that_keeps_its_promise_proves_it_and_keeps_nothing(store: Store) -> None:
+    store.prove_create()
+    assert list(store.list()) == []
+
+
+def test_a_store_that_writes_over_objects_is_found_out(folder_store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FolderStore, "create", lambda self, key, data: self.put(key, data) or True)
+    with pytest.raises(StoreError, match=r"must refuse to write over an object .* got an overwrite"):
+        folder_store.prove_create()
+    assert list(folder_store.list()) == []

@@ -159,3 +159,20 @@ def test_a_seeded_choice_is_bounded_sorted_and_repeatable(count: int, most: int,
     assert len(chosen) == min(count, most)
     assert chosen == sorted(set(chosen))
     assert all(0 <= index < count for index in chosen)
+
+
+@pytest.mark.parametrize(("alike", "others", "parted"), [(21, 0, 21), (20, 60, 0), (30, 30, 30), (21, 200, 0)])
+def test_a_crowd_of_look_alikes_is_parted_and_a_burst_is_not(tmp_path: Path, alike: int, others: int, parted: int) -> None:
+    """A fixed camera's pictures share one difference hash; in one split nothing could be trained or proven."""
+    with ViewWriter(tmp_path) as writer:
+        for number in range(alike + others):
+            group = "same" if number < alike else f"own {number}"
+            writer.add(
+                b"x", key=f"{number}.png", digest=f"d{number // 2}", group=group, label="cat", split="train", timestamp=None,
+                width=1, height=1, brightness=0, contrast=0, sharpness=0, colourfulness=0, slices="{}",
+            )  # fmt: skip
+    assert writer.part_crowds(lambda group: "holdout" if group == "d1" else "tune") == parted
+    changed = [s for s in writer.samples if s.group == s.digest]
+    assert len(changed) == parted
+    if parted:
+        assert [s.split for s in changed[:4]] == ["tune", "tune", "holdout", "holdout"]  # identical ones stay together
