@@ -1,6 +1,7 @@
 """Use a release without Everfresh: torch, torchvision and safetensors are enough.
 
-`python consume_release.py STORE RELEASE` scores the release on its own hold-out; STORE is the pipeline's folder.
+`python consume_release.py STORE RELEASE` scores the release on its own hold-out. STORE is the pipeline's folder in the
+store, RELEASE the name of a folder in STORE/releases, as `everfresh status` shows both.
 """
 
 import io
@@ -48,4 +49,7 @@ def score(store: Path, release: str) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    print(*score(Path(sys.argv[1]), sys.argv[2]))  # noqa: T201
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    accuracy, as_recorded = score(Path(sys.argv[1]), sys.argv[2])
+    print(f"accuracy {accuracy:.4f}, predictions as recorded {as_recorded:.4f}")  # noqa: T201

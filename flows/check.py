@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from everfresh.tasks.config import ParentFolder, PipelineConfig
-from everfresh.tasks.errors import EverfreshError
+from everfresh.tasks.errors import EverfreshError, SourceError
 from everfresh.tasks.ingest import Source
 from everfresh.tasks.store import pipeline_store
 
@@ -51,12 +51,19 @@ def _source(config: PipelineConfig) -> str:
     found = f"{len(files)} files"
     if isinstance(config.source.labels, ParentFolder):
         labels = Counter(f.key.split("/")[-2] if "/" in f.key else "(none)" for f in files)
-        unknown = sorted(set(labels) - set(config.model.classes))
-        found += f", {len(set(labels) & set(config.model.classes))} of {len(config.model.classes)} classes"
-        if unknown:
-            found += f"; not in model.classes, will wait as pending: {', '.join(unknown[:8])}"
-    elif annotations := source.annotations():
-        found += f", {len(annotations)} rows of labels"
+    else:
+        annotations = source.annotations()
+        labels = Counter(a.label for a in annotations.values() if a.label is not None)
+        lost = len(annotations.keys() - {f.key for f in files})
+        found += f", {len(annotations)} rows of labels" + (f" of which {lost} have no file" if lost else "")
+    if not labels:
+        return found
+    unknown = sorted(set(labels) - set(config.model.classes))
+    found += f", {len(labels) - len(unknown)} of {len(config.model.classes)} classes"
+    if unknown:
+        found += f"; not in model.classes, will wait as pending: {', '.join(unknown[:8])}"
+    if len(unknown) == len(labels):
+        raise SourceError(f"source: labels must be among model.classes, got none that is ({found}). Correct one of the two.")
     return found
 
 

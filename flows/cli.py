@@ -1,6 +1,7 @@
 """``everfresh``: the command line.
 
-Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage or config, 3 a gate rejected the challenger.
+Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage or config, 3 a gate rejected the challenger, 130 stopped by
+Ctrl-C.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +22,9 @@ from rich.console import Console
 from everfresh.tasks.config import PipelineConfig, Rung, load_config
 from everfresh.tasks.errors import ConfigError, EverfreshError
 
-FAILED, WRONG_USE, REJECTED = 1, 2, 3
+FAILED, WRONG_USE, REJECTED, STOPPED = 1, 2, 3, 130
+SERVER_WITHIN = 180
+"""Seconds in which Prefect's temporary server must answer; ten are enough on an idle machine."""
 TOLD_WITHIN = 10.0
 """Seconds that a command waits for the Prefect server to hear of a move."""
 
@@ -114,9 +119,11 @@ def run(
         )
     from everfresh.flows.retrain import retrain
 
+    _ready(quiet=as_json)
     entries = retrain(config, force=force, reason=reason, rung=_rung(rung), trust_labels=trust_labels, drain=drain)
-    _report(entries, as_json, "there is no window yet to retrain on" if force else "nothing is new in the source")
-    if any(entry.failed_gates for entry in entries):
+    _report(config, entries, as_json, "there is no window yet to retrain on" if force else "nothing is new in the source")
+    tried = [entry for entry in entries if entry.tried]
+    if tried and tried[-1].failed_gates:
         raise typer.Exit(REJECTED)
 
 
@@ -126,6 +133,7 @@ def monitor(pipeline: Pipeline, as_json: AsJson = False) -> None:
     config = load_config(pipeline)
     from everfresh.flows.monitor import monitor as run_monitor
 
+    _ready(quiet=as_json)
     drift = run_monitor(config)
     if as_json:
         _print(drift.model_dump(mode="json") if drift else None, as_json=True)
@@ -151,8 +159,9 @@ def replay(
     config = load_config(pipeline)
     from everfresh.flows.replay import replay as run_replay
 
+    _ready(quiet=as_json)
     made, entries = run_replay(config, name, _rung(rung), last)
-    _report(entries, as_json, "no window is left to replay")
+    _report(config, entries, as_json, "no window is left to replay")
     if not as_json:
         sys.stdout.write(f"replay {made}: under replays/{made}/ in the store; the live champion was not touched\n")
 
@@ -165,8 +174,8 @@ def _rung(name: str | None) -> Rung | None:
             raise ConfigError(f"--rung must be head, full or pretrained, got {name!r}. Choose one.")
 
 
-def _report(entries: Sequence[Any], as_json: bool, idle: str) -> None:
-    from everfresh.flows.look import history_table
+def _report(config: PipelineConfig, entries: Sequence[Any], as_json: bool, idle: str) -> None:
+    from everfresh.flows.look import history_table, set_aside
 
     if as_json:
         _print([e.model_dump(mode="json") for e in entries], as_json=True)
@@ -174,6 +183,43 @@ def _report(entries: Sequence[Any], as_json: bool, idle: str) -> None:
         sys.stdout.write(f"nothing to do: {idle}\n")
     else:
         _print(history_table(list(entries), []), as_json=False)
+        for words in set_aside(config, entries):
+            sys.stdout.write(f"{words}\n")
+
+
+def _ready(*, quiet: bool) -> None:
+    """Tell each step in a sentence on stderr, and start Prefect's temporary server where no other is configured.
+
+    The server is started by a thread that Ctrl-C does not reach, and inherits that: Ctrl-C must end the run, which then
+    tells the server, and not the server under the run.
+    """
+    if not quiet:
+        told = logging.StreamHandler()
+        told.setFormatter(logging.Formatter("%(message)s"))
+        logging.getLogger("everfresh").addHandler(told)
+    from prefect.settings import PREFECT_API_URL
+
+    if PREFECT_API_URL.value():
+        return
+    from prefect.server.api.server import SubprocessASGIServer
+
+    failed: list[RuntimeError] = []
+
+    def start() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            SubprocessASGIServer().start(SERVER_WITHIN)
+        except RuntimeError as error:
+            failed.append(error)
+
+    starting = threading.Thread(target=start, daemon=True)
+    starting.start()
+    starting.join()
+    if failed:
+        raise EverfreshError(
+            f"prefect: its temporary server must answer within {SERVER_WITHIN} s, got: {failed[0]} "
+            "Start one with `prefect server start` and set PREFECT_API_URL to it, then run again."
+        )
 
 
 @app.command()
@@ -224,6 +270,10 @@ def adopt(
     config, store = _opened(pipeline)
     move = publish.adopt(store, config, weights, freeze(store, config, reference))
     _moved(move, as_json)
+    if not as_json:
+        from everfresh.flows.look import status as facts
+
+        sys.stdout.write(f"its accuracy on the validation samples is {facts(config)['champion_accuracy']:.1%}\n")
 
 
 @app.command()
@@ -273,6 +323,7 @@ def demo(
     """See the whole loop work on real digits from a scanner that ages; about two minutes on two cores."""
     from everfresh.flows.demo import run_demo
 
+    _ready(quiet=True)
     run_demo(folder, seed)
 
 
@@ -313,6 +364,16 @@ def main() -> None:
             raise
         sys.stderr.write(f"everfresh: {error}\n")
         raise SystemExit(WRONG_USE if isinstance(error, ConfigError) else FAILED) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("everfresh: stopped; the same command goes on where it was\n")
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code == STOPPED:  # typer makes this of Ctrl-C, without a word
+            sys.stderr.write("everfresh: stopped; the same command goes on where it was\n")
+        raise
+    except Exception as error:
+        if os.environ.get("EVERFRESH_DEBUG"):
+            raise
+        words = " ".join(str(error).split()) or "no more is known"
+        sys.stderr.write(
+            f"everfresh: {type(error).__name__}: {words}. What was done is kept and the same command goes on where it was; "
+            "with `everfresh --debug` before the command it shows where this comes from.\n"
+        )
+        raise SystemExit(FAILED) from None

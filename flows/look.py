@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.journal import idle_since, latest
-from everfresh.tasks.ledger import champion_moves, stream
-from everfresh.tasks.records import AliasMove, JournalEntry
+from everfresh.tasks.ledger import champion_moves, find, stream
+from everfresh.tasks.records import AliasMove, JournalEntry, Release
 from everfresh.tasks.store import Store, pipeline_store
+
+MEANS = {
+    "champion_accuracy": "its accuracy, at release",
+    "drift_alarm": "drift alarm on it",
+    "estimated_accuracy": "estimated accuracy on it, of the champion before",
+    "measured_accuracy": "measured accuracy on it, of the champion before",
+}
+"""Facts of the status whose key does not say all: the champion that met the last window may have been replaced since."""
 
 
 def history(store: Store) -> tuple[list[JournalEntry], list[AliasMove]]:
@@ -24,13 +34,15 @@ def status(config: PipelineConfig) -> dict[str, Any]:
     """Where a pipeline stands, as plain values."""
     store = pipeline_store(config.store, config.name)
     move, last, head = champion_moves(store).last(), latest(store), stream(store).last()
+    release = find(store, f"releases/{move.release}/release.json", Release) if move else None
     return {
         "pipeline": config.name,
         "store": store.url(""),
         "champion": f"v{move.version}" if move else None,
         "release": store.url(f"releases/{move.release}") if move else None,
         "since": move.at.isoformat() if move else None,
-        "by": f"{move.by}: {move.kind}, {move.reason}" if move else None,
+        "champion_accuracy": release.accuracy if release else None,
+        "by": f"{move.by}: {move.kind}{_because(move.reason)}" if move else None,
         "pinned": move.pinned if move else False,
         "windows": head.seq if head else 0,
         "windows_waiting": (head.seq if head else 0) - (last.seq if last else 0),
@@ -52,7 +64,9 @@ def status_table(facts: dict[str, Any]) -> Table:
     table.add_column(overflow="fold")
     for name, value in facts.items():
         shown = "; ".join(map(str, value)) if isinstance(value, list) else share(value) if "accuracy" in name else str(value)
-        table.add_row(name.replace("_", " "), "–" if value is None else shown)
+        table.add_row(MEANS.get(name, name.replace("_", " ")), "–" if value is None else shown)
+    if facts["last_tick"] is None:
+        table.add_row("next", "`everfresh run` makes the first tick")
     return table
 
 
@@ -75,7 +89,10 @@ def history_table(entries: list[JournalEntry], moves: list[AliasMove]) -> Table:
         table.add_column(name, justify="right" if name in {"samples", "gain", "cost", "window"} else "left")
     by_hand = [m for m in moves if m.kind != "publish"]
     rows: list[tuple[Any, list[str]]] = [(e.finished_at, _tick_row(e)) for e in entries]
-    rows += [(m.at, ["", "", "", "", "", f"{m.kind} by {m.by}: {m.reason}", "", "", "", f"v{m.version}", ""]) for m in by_hand]
+    rows += [
+        (m.at, ["", "", "", "", "", f"{m.kind} by {m.by}{_because(m.reason)}", "", "", "", f"v{m.version}", ""])
+        for m in by_hand
+    ]
     for _, row in sorted(rows, key=lambda r: r[0]):
         table.add_row(*row)
     return table
@@ -100,8 +117,27 @@ def _tick_row(entry: JournalEntry) -> list[str]:
 
 
 def _why(entry: JournalEntry) -> str:
-    fired = ", ".join(entry.decision.triggers)
-    return fired or entry.decision.reasons[-1]
+    if entry.request:
+        return entry.decision.reasons[0]
+    if entry.alarm and not entry.decision.triggers:
+        return "; ".join(entry.decision.reasons)
+    return ", ".join(entry.decision.triggers) or entry.decision.reasons[-1]
+
+
+def _because(reason: str) -> str:
+    return f": {reason}" if reason else ""
+
+
+def set_aside(config: PipelineConfig, entries: Sequence[JournalEntry], most: int = 5) -> Iterator[str]:
+    """The first files that each tick's window has in quarantine, with the reason, and where all of them stand."""
+    store = pipeline_store(config.store, config.name)
+    for entry in entries:
+        if entry.quarantined:
+            key = f"quarantine/{entry.view}/quarantine.jsonl"
+            for line in store.get(key).decode().splitlines()[:most]:
+                row = json.loads(line)
+                yield f"set aside in window {entry.seq}: {row['key']} {row['reason']}"
+            yield f"all {entry.quarantined} with their reasons: {store.url(key)}"
 
 
 def share(value: float | None) -> str:

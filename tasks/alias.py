@@ -51,7 +51,7 @@ def rollback(store: Store, to: int | None = None, *, reason: str = "", by: str |
         barred = tuple(dict.fromkeys(release for release in left if release != goal.release))
         return {"release": goal.release, "version": goal.version, "pinned": True, "barred": barred}
 
-    return _move(store, "rollback", target, reason or "rolled back", by)
+    return _move(store, "rollback", target, reason, by)
 
 
 def pin(store: Store, *, reason: str = "", by: str | None = None) -> AliasMove:
@@ -68,12 +68,22 @@ def pin(store: Store, *, reason: str = "", by: str | None = None) -> AliasMove:
             )
         return {"pinned": True}
 
-    return _move(store, "pin", stay, reason or "pinned", by)
+    return _move(store, "pin", stay, reason, by)
 
 
 def unpin(store: Store, *, reason: str = "", by: str | None = None) -> AliasMove:
-    """Let challengers replace the champion again. Releases that were rolled back stay barred."""
-    return _move(store, "unpin", lambda *_: {"pinned": False}, reason or "unpinned", by)
+    """Let challengers replace the champion again. Releases that were rolled back stay barred.
+
+    Raises:
+        ReleaseError: there is none, or it is not pinned.
+    """
+
+    def release(_seen: AliasMove, head: AliasMove, _history: Sequence[AliasMove]) -> dict[str, Any]:
+        if not head.pinned:
+            raise ReleaseError(f"unpin: v{head.version} is not pinned. Nothing was changed.")
+        return {"pinned": False}
+
+    return _move(store, "unpin", release, reason, by)
 
 
 def _move(store: Store, kind: Literal["rollback", "pin", "unpin"], change: Any, reason: str, by: str | None) -> AliasMove:

@@ -11,6 +11,8 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
@@ -439,7 +441,7 @@ def parse_config(raw: dict[str, Any], *, base: Path | None = None, label: str = 
     try:
         config = PipelineConfig.model_validate(raw)
     except ValidationError as error:
-        lines = "\n".join(f"  {line}" for line in _explain(error))
+        lines = "\n".join(f"  {line}" for line in _explain(error, raw))
         raise ConfigError(f"{label}:\n{lines}") from None
     anchored = _anchored(config, base) if base is not None else config
     _store_stands_apart(anchored, label)
@@ -463,19 +465,48 @@ def json_schema() -> str:
     return json.dumps(PipelineConfig.model_json_schema(), indent=2) + "\n"
 
 
-def _explain(error: ValidationError) -> Iterator[str]:
+def _explain(error: ValidationError, raw: dict[str, Any]) -> Iterator[str]:
     for item in error.errors(include_url=False):
-        field = ".".join(str(part) for part in item["loc"]) or "pipeline"
+        field = _field(item["loc"], raw)
         value = item["input"] if not isinstance(item["input"], dict | list) else f"a {type(item['input']).__name__}"
         match item["type"]:
             case "extra_forbidden":
-                yield f"{field}: unknown key. Remove it or correct its spelling; `everfresh init` lists all keys."
+                close = get_close_matches(str(item["loc"][-1]), _known_keys(), n=1)
+                meant = f" Did you mean {close[0]}?" if close else ""
+                yield f"{field}: unknown key.{meant} Remove it or correct its spelling; `everfresh init` lists all keys."
+            case "union_tag_invalid":
+                known, kind = item["ctx"]["expected_tags"].replace("'", ""), item["ctx"]["tag"]
+                yield f"{field}.kind: must be one of {known}, got {kind!r}. Change it to fit."
+            case "tuple_type":
+                yield f"{field}: must be a list, got {value!r}. Write it as [a, b]."
+            case "string_pattern_mismatch" if field == "name":
+                yield f"name: must be lower case letters, digits and dashes, got {value!r}. It names folders and runs."
             case "missing":
                 yield f"{field}: is required. Add it; `everfresh init` shows an example."
             case "value_error":
                 yield f"{field}: {item['ctx']['error']!s}."
             case _:
                 yield f"{field}: {item['msg'][0].lower() + item['msg'][1:]}, got {value!r}. Change it to fit."
+
+
+def _field(where: tuple[int | str, ...], raw: Any) -> str:
+    """The field as the file has it: pydantic's location less the kinds of unions, which are no keys."""
+    parts: list[str] = []
+    for number, part in enumerate(where):
+        listed = isinstance(raw, list | tuple) and isinstance(part, int) and part < len(raw)
+        inside = listed or (isinstance(raw, dict) and part in raw)
+        if inside or number + 1 == len(where):
+            parts.append(str(part))
+        if inside:
+            raw = raw[part]
+    return ".".join(parts) or "pipeline"
+
+
+@cache
+def _known_keys() -> tuple[str, ...]:
+    """All keys of all sections."""
+    schema = PipelineConfig.model_json_schema()
+    return tuple({key for part in (schema, *schema["$defs"].values()) for key in part.get("properties", ())})
 
 
 def _inline_secrets(node: Any, path: str = "") -> Iterator[str]:

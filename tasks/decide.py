@@ -54,7 +54,8 @@ def decide(
         if trainable < 2 or len(window.train_classes) < 2:
             return _nothing(
                 f"there is no champion yet, and {trainable} labelled training samples of {len(window.train_classes)} classes "
-                "cannot train one"
+                "cannot train one",
+                *_waiting(window),
             )
         return Decision(action="bootstrap", reasons=("there is no champion yet",), ladder=(policy.bootstrap,))
     target = max(0.0, drift.reference_accuracy - policy.adequate_drop)
@@ -69,9 +70,10 @@ def decide(
     reasons = tuple(words for _, words in verdicts) or ("no trigger is configured: this pipeline only watches",)
     fired = tuple(t.kind for t, (yes, _) in zip(policy.triggers, verdicts, strict=True) if yes)
     if not fired:
-        return _nothing(*reasons)
+        return _nothing(*reasons, *_waiting(window))
     if champion.pinned:
-        return _nothing(*reasons, f"but v{champion.version} is pinned ({champion.reason}); `everfresh unpin` lets it move")
+        why = champion.reason or champion.kind
+        return _nothing(*reasons, f"but v{champion.version} is pinned ({why}); `everfresh unpin` lets it move")
     if obstacle:
         return _nothing(*reasons, obstacle)
     since = last.windows_since_training if last else policy.cooldown_windows
@@ -86,10 +88,18 @@ def _nothing(*reasons: str) -> Decision:
     return Decision(action="nothing", reasons=reasons)
 
 
+def _waiting(window: Window) -> tuple[str, ...]:
+    """What a person should know of labels that are no class."""
+    if not window.pending:
+        return ()
+    names = ", ".join(list(window.pending)[:5]) + (", …" if len(window.pending) > 5 else "")
+    return (f"{sum(window.pending.values())} samples wait, their labels are not in model.classes: {names}",)
+
+
 def _obstacle(tick: Tick, window: Window) -> str:
     """Why nothing can be trained on a window; empty if something can."""
     if not window.splits.get("train"):
-        return "but the window has no labelled sample to train on"
+        return "; ".join(("but the window has no labelled sample to train on", *_waiting(window)))
     if len(window.train_classes) < 2 and not any(banked.seq for banked in tick.bank):  # an adopted model's are all hold-out
         (only,) = window.train_classes
         return f"but the window has training samples of one class only ({only!r}) and nothing earlier to replay"
@@ -122,10 +132,10 @@ def _judge(
             drop = drift.reference_accuracy - measured.value
             words = f"measured accuracy {measured.value:.1%} against {drift.reference_accuracy:.1%}"
             if drop < most:
-                return False, f"{words}: no drop of {most:.1%}"
+                return False, f"{words}: no drop of {100 * most:.1f} points"
             if measured.high >= drift.reference_accuracy:
                 return False, f"{words}: a drop, but within chance (up to {measured.high:.1%} at {drift.labels.samples} labels)"
-            return True, f"{words}: dropped by {drop:.1%}"
+            return True, f"{words}: dropped by {100 * drop:.1f} points"
         case OnNewSamples(count=count):
             fresh = window.labelled + (last.samples_since_training if last else 0)
             return fresh >= count, f"{fresh} labelled samples since the last training, of {count}"

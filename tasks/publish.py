@@ -89,7 +89,7 @@ def publish(
         id=uuid.uuid4().hex,
         kind="publish",
         release=release.id,
-        version=seq,
+        version=1 + max((m.version for m in moves), default=0),
         barred=head.barred if head else (),
         by=alias.user(),
         reason=f"window {tick.seq}, {candidate.rung}" + (f": {tick.reason}" if tick.reason else ""),
@@ -123,19 +123,19 @@ def adopt(store: Store, config: PipelineConfig, weights: str, window: Window) ->
             "Use another name or store, or roll back to the version you want."
         )
     store.prove_create()
+    view = View(store, window.view)
+    rows = view.rows("holdout", config.model.classes)
+    if not len(rows):
+        raise DataError(
+            f"adopt: the reference must hold pictures labelled with model.classes, got {window.samples} pictures with the "
+            f"labels {sorted(window.classes | window.pending)[:10]}. Use one folder a class."
+        )
     module, spec = models.adopt(config.model, weights)
     with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary:
         path = Path(temporary) / "model.safetensors"
         models.save(module, path)
         key = digest_of("adopted", models.encoder_digest(module, spec, "fp32"), file_digest(path), window.view, spec)
         part = store.keep_file(f"releases/{key}/model.safetensors", path)
-    view = View(store, window.view)
-    rows = view.rows("holdout", spec.classes)
-    if not len(rows):
-        raise DataError(
-            f"adopt: the reference must hold pictures labelled with model.classes, got {window.samples} pictures with the "
-            f"labels {sorted(window.classes | window.pending)[:10]}. Use one folder a class."
-        )
     _, scores = Embedder.open(store, spec, part, "fp32", code=config.model.architecture).scores(view, rows)
     labels = models.class_index([view.samples[int(r)].label for r in rows], spec.classes).numpy()
     bank = (Banked(view=window.view, seq=0, regime="adopted", labelled=window.labelled),)

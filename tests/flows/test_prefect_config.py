@@ -16,7 +16,7 @@ from everfresh.tasks.config import PipelineConfig, load_config
 
 ROOT = Path(__file__).parents[2]
 FLOWS = {
-    "retrain": {"config", "force", "reason", "rung", "drain"},
+    "retrain": {"config", "force", "reason", "rung", "trust_labels", "drain"},
     "monitor": {"config"},
     "replay": {"config", "name", "rung", "last"},
     "rollback": {"config", "to", "reason"},

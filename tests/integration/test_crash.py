@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.cli import WITHIN, Everfresh
+from support.cli import SCRIPT, WITHIN, Everfresh
 from support.stream import AGED, Pipeline, make_pipeline
 
 from everfresh.tasks.journal import scheduled
@@ -86,3 +88,22 @@ def test_two_runs_at_once_make_one_entry_and_one_release_a_window(
     assert sorted(key for key in shared.bytes_of("journal")) == ["journal/00000001-tick.json", "journal/00000002-tick.json"]
     assert len([key for key in shared.bytes_of("releases") if key.endswith("/release.json")]) == 2
     assert outcome(shared) == outcome(undisturbed)
+
+
+def test_ctrl_c_ends_a_run_and_not_the_temporary_server_under_it(everfresh: Everfresh, tmp_path: Path) -> None:
+    """A terminal sends it to the whole group, the server that the run has started among it."""
+    made = two_windows(tmp_path / "p", "stopped")
+    environment = {k: v for k, v in everfresh.environment.items() if k != "PREFECT_API_URL"}
+    environment["PREFECT_HOME"] = str(tmp_path / "prefect")
+    command = [SCRIPT, "run", str(made.file), "--all"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + WITHIN
+    while not list(made.store.list("ticks")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    sent = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=WITHIN)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1] == "everfresh: stopped; the same command goes on where it was"
+    assert "Traceback" not in errors
+    assert time.monotonic() - sent < 30

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
-from support.loop import arrive, open_tick, pipeline, release_of, run_window, second_window
+from support.loop import CLASSES as DIGITS
+from support.loop import SIDE, arrive, open_tick, pipeline, release_of, run_window, second_window
+from support.pictures import digits, write_folder
 
 from everfresh.tasks.alias import pin, rollback, unpin
-from everfresh.tasks.config import BetterGate, FloorGate, NoWorseGate
+from everfresh.tasks.config import BetterGate, FloorGate, NoWorseGate, OnNewSamples, PolicyConfig
 from everfresh.tasks.errors import ObjectMissing
 from everfresh.tasks.evaluate import Judged, _in_order, compare, evaluate, judge
 from everfresh.tasks.fine_tune import fine_tune
@@ -249,3 +251,37 @@ def test_the_recorded_accuracy_is_that_of_the_release(quick: Any) -> None:
     assert ran.evaluation is not None
     assert release_of(store, ran.move).accuracy == ran.evaluation.window.challenger.accuracy
     assert publish(store, config, ran.tick, ran.tried[0], ran.evaluation, ran.tick.bank) == ran.move
+
+
+# --- labels ------------------------------------------------------------------------------------------------------
+
+
+def test_labels_off_by_one_class_are_suspect_until_a_person_vouches(tmp_path: Path) -> None:
+    """They are consistent, so neighbours and challenger agree with them; the champion does not, and it knows the pictures."""
+    config, store = pipeline(tmp_path), FolderStore(tmp_path / "store")
+    arrive(config, 60)
+    assert run_window(store, config).entry.version == 1
+    wrong = dict(zip(DIGITS, (*DIGITS[1:], DIGITS[0]), strict=True))
+    files = digits(60, start=300, classes=DIGITS, side=SIDE)
+    write_folder(tmp_path / "inbox", {f"{wrong[k.split('/')[0]]}/late-{k.split('/')[1]}": data for k, data in files.items()})
+    config = config.model_copy(update={"policy": PolicyConfig(triggers=(OnNewSamples(count=1),), ladder=("head",))})
+    ran = run_window(store, config)
+    assert ran.drift is not None
+    assert not ran.drift.alarm
+    assert (ran.entry.trust, ran.entry.version, ran.entry.bank) == ("suspect", None, ran.tick.bank)
+    assert "labels" in ran.entry.failed_gates
+    vouched = ran.tick.model_copy(update={"trust_labels": True})
+    assert evaluate(store, config, vouched, ran.tried[0], ran.drift, against=1).trust == "trusted"
+
+
+def test_a_first_model_gathers_small_windows_until_it_can_learn(tmp_path: Path) -> None:
+    config, store = pipeline(tmp_path, gates=[{"kind": "floor", "minimum": 0.8}]), FolderStore(tmp_path / "store")
+    for number in range(8):
+        arrive(config, 10, start=40 * number)
+        ran = run_window(store, config)
+        if ran.entry.version:
+            break
+        assert ran.entry.failed_gates == ("floor",)
+        assert len(ran.entry.bank) == number + 1  # trusted, so that the next window learns from it too
+    assert number > 0
+    assert ran.entry.version == 1

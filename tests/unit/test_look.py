@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from everfresh.flows.look import history, history_table, share, status, status_table
+from everfresh.flows.look import history, history_table, set_aside, share, status, status_table
 from everfresh.tasks.alias import pin
 from everfresh.tasks.config import ImageFolder, ModelConfig, PipelineConfig
 from everfresh.tasks.ledger import champion_moves, stream
@@ -125,3 +125,21 @@ def test_the_history_table_shows_what_people_did_between_the_ticks() -> None:
 @pytest.mark.parametrize(("value", "words"), [(None, "–"), (0.0, "0.0%"), (0.93456, "93.5%"), (1.0, "100.0%")])
 def test_a_share_reads_as_percent(value: float | None, words: str) -> None:
     assert share(value) == words
+
+
+def test_a_forced_tick_shows_its_reason_and_an_alarm_without_answer_all_of_them() -> None:
+    quiet = Decision(action="nothing", reasons=("drift alarm, loss -8.0%, below 2.0%", "no drop of 5.0 points"))
+    forced = Decision(action="retrain", reasons=("forced by a person: scanner replaced",), triggers=("force",))
+    table = shown(history_table([entry(1, alarm=True, decision=quiet), entry(1, request="abc", decision=forced)], []))
+    assert "below 2.0%; no drop" in table
+    assert "scanner replaced" in table
+
+
+def test_files_that_were_set_aside_are_named_with_their_reason(config: PipelineConfig, pipeline: Store) -> None:
+    rows = [{"key": f"cat/{n}.png", "reason": "is empty (0 bytes)", "sha256": "0", "size": 0} for n in range(7)]
+    pipeline.put("quarantine/view2/quarantine.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    lines = list(set_aside(config, [entry(1), entry(2, quarantined=7)]))
+    assert lines[0] == "set aside in window 2: cat/0.png is empty (0 bytes)"
+    assert len(lines) == 6
+    assert lines[-1].startswith("all 7 with their reasons: ")
+    assert Path(lines[-1].removeprefix("all 7 with their reasons: ")).exists()
