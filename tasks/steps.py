@@ -162,7 +162,7 @@ def evaluate(
     store = open_pipeline(config, tick)
     proof = stage.evaluate(store, config, tick, candidate, drift, against=tick.champion_move if against is None else against)
     for verdict in proof.verdicts:
-        log.info("gate %s %s: %s", verdict.gate, "passed" if verdict.passed else "failed", verdict.words)
+        log.info("%s %s", "passed" if verdict.passed else "failed", verdict.words)
     return proof
 
 
