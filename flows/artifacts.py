@@ -56,7 +56,8 @@ def tick_summary(config: PipelineConfig, tick: Tick, entry: JournalEntry, evalua
         lines += [f"| {rung} | not tried | |" for rung in entry.not_tried]
     if evaluation:
         lines.append("\n| gate | verdict |\n|---|---|")
-        lines += [f"| {'✔' if v.passed else '✘'} {v.gate} | {v.words.removeprefix(f'{v.gate}: ')} |" for v in evaluation.verdicts]
+        for v in evaluation.verdicts:
+            lines.append(f"| {'✔' if v.passed else '✘'} {v.gate} | {v.words.removeprefix(f'{v.gate}: ')} |")
         lines += ["", *(_picture(config, tick, part, name) for name, part in evaluation.files.items())]
     create_markdown_artifact("\n".join(lines), key=_key(config, tick, "tick"), description=headline(entry))
 
