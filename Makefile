@@ -41,13 +41,13 @@ bench: .venv/.installed ## what an idle tick costs against an empty flow
 	$(BIN)/python benchmarks/idle_tick.py
 
 bench-seeds: .venv/.installed ## the demo over 10 seeds, half an hour
-	$(BIN)/python benchmarks/demo_seeds.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/demo_seeds.py
 
 bench-pacs: .venv/.installed ## photo, art painting, cartoon over 5 seeds; needs PACS_DATA and SQUEEZENET
-	$(BIN)/python benchmarks/pacs_stream.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pacs_stream.py
 
 bench-kill: .venv/.installed ## kill -9 at random moments of the demo, then compare with an undisturbed run
-	$(BIN)/python benchmarks/kill_demo.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kill_demo.py
 
 lock: .venv/.installed ## resolve anew, hashes and no host names
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

@@ -46,7 +46,7 @@ def rollback(store: Store, to: int | None = None, *, reason: str = "", by: str |
             goal = next(m for m in history if m.version == to)
         if goal.release == head.release:
             raise ReleaseError(f"rollback: v{goal.version} is champion already. Nothing was changed.")
-        _check_release(store, goal)
+        check_release(store, goal)
         left = (*head.barred, seen.release, head.release)  # also what was published while the person was going back
         barred = tuple(dict.fromkeys(release for release in left if release != goal.release))
         return {"release": goal.release, "version": goal.version, "pinned": True, "barred": barred}
@@ -105,7 +105,7 @@ def _move(store: Store, kind: Literal["rollback", "pin", "unpin"], change: Any, 
     raise ReleaseError(f"{kind}: the champion keeps moving ({RACES} tries). Stop the other runs and try again.")
 
 
-def _check_release(store: Store, move: AliasMove) -> None:
+def check_release(store: Store, move: AliasMove) -> None:
     """Raise unless every file of a move's release is there, whole: an incident is no time to go live with half of one."""
     release = find(store, f"releases/{move.release}/release.json", Release)
     if release is None:

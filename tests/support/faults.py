@@ -1,0 +1,109 @@
+"""A process that dies at the n-th operation on its store, before or after it took place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+from support.loop import pipeline, run_window, second_window
+
+from everfresh.flows.look import fingerprint
+from everfresh.tasks import alias
+from everfresh.tasks.config import PipelineConfig
+from everfresh.tasks.errors import ReleaseError
+from everfresh.tasks.ledger import champion_moves
+from everfresh.tasks.store import FolderStore, S3Store, Store
+
+WRITES = ("put", "create", "put_file", "delete")
+READS = ("get", "fetch", "exists", "list", "now")
+DIED = 42
+SECOND = {"policy": {"triggers": [{"kind": "new_samples", "count": 1}], "ladder": ["head"]}}
+
+# Forked from a parent that has imported everything: a point of the grid takes a second, not ten.
+WARM = get_context("forkserver")
+WARM.set_forkserver_preload(
+    [
+        "everfresh.tasks.drift.detect",
+        "everfresh.tasks.evaluate",
+        "everfresh.tasks.fine_tune",
+        "everfresh.tasks.publish",
+        "everfresh.flows.look",
+        "sklearn.linear_model",
+        "sklearn.neighbors",
+        "torchvision",
+        "accelerate",
+        "pyarrow.parquet",
+    ]
+)
+
+
+def play(store: Store, config: PipelineConfig) -> None:
+    """What a scheduled loop and then a person do: retrain on what waits, publish, go back. Again after a death: the rest."""
+    while True:
+        try:
+            run_window(store, config)
+        except LookupError:
+            break
+    head = champion_moves(store).last()
+    if head is not None and head.kind != "rollback":
+        alias.rollback(store, reason="odd", by="ana")
+
+
+def in_child(work: Callable[..., None], *arguments: Any) -> int:
+    """Exit status of a warmed-up process that does some work."""
+    process = WARM.Process(target=work, args=arguments)
+    process.start()
+    process.join()
+    status = process.exitcode
+    process.close()
+    assert status is not None
+    return status
+
+
+def prepare(folder: Path) -> None:
+    """A pipeline with a champion, and a window that waits."""
+    second_window(folder)
+
+
+def play_until(folder: Path, uri: str, at: int, when: Literal["before", "after", "never"], names: tuple[str, ...]) -> None:
+    """Play on a store, and die at its operation `at` of these names; the names of all go to ``operations`` otherwise."""
+    os.environ["EVERFRESH_CACHE"] = str(folder / "cache")
+    from everfresh.tasks.store import open_store
+
+    store, seen = open_store(uri), []
+
+    def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def operation(self: Store, *arguments: Any, **named: Any) -> Any:
+            seen.append(f"{name} {arguments[0] if arguments else ''}")
+            here = len(seen) == at
+            if here and when == "before":
+                os._exit(DIED)
+            answer = real(self, *arguments, **named)
+            if here and when == "after":
+                os._exit(DIED)
+            return answer
+
+        return operation
+
+    for kind in (FolderStore, S3Store):
+        for name in names:
+            setattr(kind, name, counted(name, getattr(kind, name)))
+    play(store, pipeline(folder, **SECOND))
+    (folder / "operations").write_text("\n".join(seen))
+
+
+def whole(store: Store) -> str:
+    """The champion's release, after every byte of it has been verified."""
+    move = champion_moves(store).last()
+    if move is None:
+        raise ReleaseError("no champion")
+    alias.check_release(store, move)
+    return move.release
+
+
+def outcome(store: Store) -> list[dict[str, Any]]:
+    """All that must be equal between two plays."""
+    return fingerprint(store)
