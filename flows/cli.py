@@ -197,6 +197,8 @@ def _ready(*, quiet: bool) -> None:
         told = logging.StreamHandler()
         told.setFormatter(logging.Formatter("%(message)s"))
         logging.getLogger("everfresh").addHandler(told)
+    if home := os.environ.get("PREFECT_HOME"):
+        Path(home).expanduser().mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder only
     from prefect.settings import PREFECT_API_URL
 
     if PREFECT_API_URL.value():

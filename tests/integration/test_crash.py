@@ -94,7 +94,7 @@ def test_ctrl_c_ends_a_run_and_not_the_temporary_server_under_it(everfresh: Ever
     """A terminal sends it to the whole group, the server that the run has started among it."""
     made = two_windows(tmp_path / "p", "stopped")
     environment = {k: v for k, v in everfresh.environment.items() if k != "PREFECT_API_URL"}
-    environment["PREFECT_HOME"] = str(tmp_path / "prefect")
+    environment["PREFECT_HOME"] = str(tmp_path / "not" / "there" / "yet")
     command = [SCRIPT, "run", str(made.file), "--all"]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + WITHIN
