@@ -17,8 +17,8 @@ from everfresh.tasks.store import Store, pipeline_store
 MEANS = {
     "champion_accuracy": "its accuracy, at release",
     "drift_alarm": "drift alarm on it",
-    "estimated_accuracy": "estimated accuracy on it, of the champion before",
-    "measured_accuracy": "measured accuracy on it, of the champion before",
+    "estimated_accuracy": "estimated accuracy on it, of the champion that met it",
+    "measured_accuracy": "measured accuracy on it, of the champion that met it",
 }
 """Facts of the status whose key does not say all: the champion that met the last window may have been replaced since."""
 

@@ -53,7 +53,10 @@ def judge_labels(window: Window, drift: DriftReport | None, challenger: float | 
 def suspicion(drift: DriftReport | None) -> str:
     """Why a suspect window's labels are not believed, and what to do about it."""
     if drift is None:
-        return "labels: a challenger learnt next to nothing from this window's labels: it is suspect. Correct the labels"
+        return (
+            "labels: a challenger learnt next to nothing from this window's labels: it is suspect. Correct them, or train "
+            "better (fine_tune.epochs, fine_tune.learning_rate, model.weights) and `everfresh run --force`"
+        )
     if drift.alarm or not drift.tested:
         who = "nothing agrees with this window's labels, neither champion nor neighbours nor challenger"
     else:
