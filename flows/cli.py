@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,6 +66,9 @@ def settings(
         quiet |= {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL"}
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
+    if home := os.environ.get("PREFECT_HOME"):
+        with suppress(OSError):  # Prefect says so itself where it matters
+            Path(home).expanduser().mkdir(parents=True, exist_ok=True)  # it makes the last folder only
     logging.getLogger("everfresh").setLevel(logging.INFO)  # Prefect gives extra loggers its handler, but not its level
 
 
@@ -197,8 +201,6 @@ def _ready(*, quiet: bool) -> None:
         told = logging.StreamHandler()
         told.setFormatter(logging.Formatter("%(message)s"))
         logging.getLogger("everfresh").addHandler(told)
-    if home := os.environ.get("PREFECT_HOME"):
-        Path(home).expanduser().mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder only
     from prefect.settings import PREFECT_API_URL
 
     if PREFECT_API_URL.value():
@@ -315,6 +317,32 @@ def unpin(pipeline: Pipeline, reason: Reason = "", as_json: AsJson = False) -> N
     from everfresh.tasks import alias
 
     _moved(alias.unpin(_opened(pipeline)[1], reason=reason), as_json)
+
+
+@app.command()
+def sweep(
+    pipeline: Pipeline,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete it; without this it is only shown.")] = False,
+    older_than: Annotated[
+        float, typer.Option("--older-than", help="Hours; what is younger may belong to a run under way.", min=0)
+    ] = 24.0,
+    as_json: AsJson = False,
+) -> None:
+    """Show, or delete, what runs that died have left in the store: objects that no record names."""
+    from datetime import timedelta
+
+    from everfresh.tasks.sweep import debris
+    from everfresh.tasks.sweep import sweep as remove
+
+    store = _opened(pipeline)[1]
+    found = (remove if delete else debris)(store, timedelta(hours=older_than))
+    if as_json:
+        _print([{"key": item.key, "size": item.size, "deleted": delete} for item in found], as_json=True)
+        return
+    for item in found:
+        sys.stdout.write(f"{'deleted' if delete else 'debris '} {store.url(item.key)}\n")
+    hint = "" if delete or not found else "; `--delete` removes them"
+    sys.stdout.write(f"{len(found)} objects, {sum(item.size for item in found):,} bytes{hint}\n")
 
 
 @app.command()

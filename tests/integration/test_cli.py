@@ -16,7 +16,8 @@ from support.prefect_server import PrefectServer
 from support.stream import AGED, Pipeline, make_pipeline
 
 COMMANDS = (
-    "init", "check", "run", "monitor", "replay", "status", "history", "adopt", "rollback", "pin", "unpin", "demo",
+    "init", "check", "run", "monitor", "replay", "status", "history", "adopt", "rollback", "pin", "unpin", "sweep",
+    "demo",
 )  # fmt: skip
 
 

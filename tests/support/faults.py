@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
+from datetime import timedelta
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +18,7 @@ from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.errors import ReleaseError
 from everfresh.tasks.ledger import champion_moves
 from everfresh.tasks.store import FolderStore, S3Store, Store
+from everfresh.tasks.sweep import sweep
 
 WRITES = ("put", "create", "put_file", "delete")
 READS = ("get", "fetch", "exists", "list", "now")
@@ -104,6 +107,7 @@ def whole(store: Store) -> str:
     return move.release
 
 
-def outcome(store: Store) -> list[dict[str, Any]]:
-    """All that must be equal between two plays."""
-    return fingerprint(store)
+def outcome(store: Store) -> list[Any]:
+    """All that must be equal between two plays once the debris is swept: what was decided, and which objects stand."""
+    sweep(store, timedelta(0))
+    return [*fingerprint(store), sorted(re.sub("attempts/[0-9a-f]+", "attempts/*", item.key) for item in store.list())]

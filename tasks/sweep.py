@@ -1,0 +1,79 @@
+"""Sweep: remove what no record names, the debris of runs that died.
+
+Readers look for records and never for parts, so debris costs space and nothing else. What is younger than a given age
+may belong to a run that is under way, and stays.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+from everfresh.tasks.store import Listed, Store
+
+RECORDS = ("record.json", "window.json", "release.json")
+"""Names of the objects that make a folder exist."""
+PARTS = ("windows", "quarantine", "references", "drift", "candidates", "evaluations", "releases")
+"""Folders whose objects count only if a record names them; all others hold logs, hints and caches."""
+REPLAYS = "replays"
+
+
+def debris(store: Store, older_than: timedelta) -> list[Listed]:
+    """What no record names and nobody has written for so long.
+
+    Args:
+        store: of the pipeline; its replays are looked through too.
+        older_than: by the store's own clock.
+    """
+    objects = list(store.list())
+    named: dict[str, set[str]] = defaultdict(set)
+    views: set[str] = set()
+    for item in objects:
+        root, key = _split(item.key)
+        if key.startswith("stream/") or key.rsplit("/", 1)[-1] in RECORDS:
+            named[root].update(_parts(json.loads(store.get(item.key))))
+        if key.startswith("windows/") and key.endswith("/window.json"):
+            views.add(key.split("/")[1])
+    limit = store.now() - older_than
+    return [item for item in objects if item.modified <= limit and not _counts(item.key, named, views)]
+
+
+def sweep(store: Store, older_than: timedelta) -> list[Listed]:
+    """Delete the debris; returns what it was."""
+    found = debris(store, older_than)
+    for item in found:
+        store.delete(item.key)
+    return found
+
+
+def _split(key: str) -> tuple[str, str]:
+    """The replay that a key belongs to, empty for the live pipeline, and the key within."""
+    if not key.startswith(f"{REPLAYS}/"):
+        return "", key
+    folder, replay, rest = key.split("/", 2)
+    return f"{folder}/{replay}/", rest
+
+
+def _counts(full: str, named: dict[str, set[str]], views: set[str]) -> bool:
+    root, key = _split(full)
+    folder, _, rest = key.partition("/")
+    if folder.startswith("probe-"):
+        return False
+    if folder not in PARTS or key.rsplit("/", 1)[-1] in RECORDS or key in named[root]:
+        return True
+    return folder == "quarantine" and rest.split("/")[0] in views
+
+
+def _parts(value: Any) -> Iterator[str]:
+    """Keys of all parts that a record names, however deep."""
+    if isinstance(value, dict):
+        if value.keys() >= {"key", "sha256", "size"}:
+            yield value["key"]
+        for inner in value.values():
+            yield from _parts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _parts(inner)

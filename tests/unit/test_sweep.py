@@ -1,0 +1,64 @@
+"""Sweep: what no record names goes, everything else stays."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+from support.loop import run_window, second_window
+
+from everfresh.tasks import alias
+from everfresh.tasks.ledger import champion_moves
+from everfresh.tasks.store import Store, pipeline_store
+from everfresh.tasks.sweep import debris, sweep
+
+NOW = timedelta(0)
+LEFT = (
+    "candidates/k/checkpoint-00002-abc",
+    "drift/k/attempts/a/columns.png",
+    "evaluations/k/attempts/a/confusion.png",
+    "releases/half/model.safetensors",
+    "windows/half/shard-00000.tar",
+    "quarantine/half/bytes",
+    "probe-0123456789ab",
+    "replays/trial/drift/k/attempts/a/columns.png",
+)
+
+
+def test_what_a_whole_loop_writes_is_no_debris(tmp_path: Path) -> None:
+    store, config = second_window(tmp_path, drift={"report": True, "permutations": 199, "components": 4})
+    bad = tmp_path / "inbox" / "one" / "bad.png"
+    bad.write_bytes(b"no picture")
+    assert run_window(store, config).entry.version == 2
+    assert [item.key for item in debris(store, NOW) if "/checkpoint-" not in item.key] == []
+
+
+def test_debris_goes_and_the_champion_stays_whole(tmp_path: Path) -> None:
+    store, config = second_window(tmp_path)
+    run_window(store, config)
+    sweep(store, NOW)
+    before = [item.key for item in store.list()]
+    for key in LEFT:
+        store.put(key, b"left by a run that died")
+    assert debris(store, timedelta(hours=1)) == []  # it may be under way
+    assert sorted(item.key for item in sweep(store, NOW)) == sorted(LEFT)
+    assert [item.key for item in store.list()] == before
+    move = champion_moves(store).last()
+    assert move is not None
+    alias.check_release(store, move)
+
+
+def test_sweeping_twice_finds_nothing_and_an_empty_store_is_clean(store: Store) -> None:
+    assert sweep(store, NOW) == []
+    store.put("releases/half/model.safetensors", b"x")
+    assert len(sweep(store, NOW)) == 1
+    assert sweep(store, NOW) == []
+
+
+def test_the_parts_of_a_replay_stay(tmp_path: Path) -> None:
+    store, config = second_window(tmp_path)
+    run_window(store, config)
+    replayed = pipeline_store(str(tmp_path), "store", "trial")
+    run_window(replayed, config)
+    assert replayed.exists("aliases/champion/00000001.json")
+    assert [item.key for item in debris(store, NOW) if "/checkpoint-" not in item.key] == []
