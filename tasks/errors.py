@@ -6,6 +6,7 @@
     ├── ConfigError       the pipeline file: field, rule, value, remedy
     ├── StoreError        the store cannot be reached or breaks a promise
     │   ├── ObjectMissing     a key that a record names is not there
+    │   ├── AccessRefused     this object, or all, may not be read or written
     │   └── DigestMismatch    bytes are not what their record says
     ├── SourceError       the source cannot be listed or read
     ├── ModelError        architecture, weights or classes do not fit
@@ -15,7 +16,7 @@
         └── ChampionMoved     somebody moved it since the evaluation
 
 A message names what was read, the rule, the value that broke it and the remedy. An ``EverfreshError``
-is shown to the user as that one sentence; anything else is a bug and keeps its traceback.
+is shown to the user as that one sentence; anything else is a bug, whose traceback ``--debug`` shows.
 """
 
 
@@ -33,6 +34,10 @@ class StoreError(EverfreshError):
 
 class ObjectMissing(StoreError):
     """A key that should exist does not."""
+
+
+class AccessRefused(StoreError):
+    """The store answers, but not for this object: it may not be read or written."""
 
 
 class DigestMismatch(StoreError):

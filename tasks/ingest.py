@@ -24,7 +24,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from everfresh.tasks.config import ImageFolder, ParentFolder, PipelineConfig, Sidecar, TarShards
-from everfresh.tasks.errors import DataError, ObjectMissing, SourceError, StoreError
+from everfresh.tasks.errors import AccessRefused, DataError, ObjectMissing, SourceError, StoreError
 from everfresh.tasks.images import SUFFIXES, examine
 from everfresh.tasks.ledger import stream
 from everfresh.tasks.progress import bar
@@ -72,7 +72,7 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
         The stream entry of the new window, or None if fewer than ``window.min_samples`` new files wait.
 
     Raises:
-        SourceError: the source or its label table cannot be read.
+        SourceError: the source, its label table or all of what is new cannot be read.
     """
     log_of_windows = stream(store)
     head = log_of_windows.last()
@@ -87,8 +87,12 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
     taken = _ordered(waiting, config)[: config.window.max_samples]
     annotations = source.annotations()
     with tempfile.TemporaryDirectory(prefix="everfresh-") as folder, ViewWriter(Path(folder)) as writer:
-        for file in bar(taken, "ingest"):
-            _take(writer, source, file, annotations, config)
+        wanted, taken = taken, [f for f in bar(taken, "ingest") if _take(writer, source, f, annotations, config)]
+        if not taken:
+            raise SourceError(
+                f"source: new files must be readable, got {len(wanted)} of which none is, {wanted[0].key} among them. "
+                "Grant the right to read them, or remove them."
+            )
         if alike := writer.part_crowds(partial(_split, config=config)):
             log.warning("%d pictures look alike, as a fixed camera's do: only identical ones share a split", alike)
         window = writer.commit(store, config.model.classes)
@@ -131,15 +135,21 @@ def freeze(store: Store, config: PipelineConfig, folder: str) -> Window:
 
 def _take(
     writer: ViewWriter, source: Source, file: SourceFile, annotations: Mapping[str, Annotation], config: PipelineConfig
-) -> None:
+) -> bool:
+    """Take one file in, or set it aside; False if the source refuses it: then it waits, and the others go on."""
     if file.size > MAX_BYTES:
         writer.reject(file.key, f"is {file.size:,} bytes, more than {MAX_BYTES:,}", b"")
-        return
+        return True
     try:
         data = source.read(file)
     except ObjectMissing:
         writer.reject(file.key, "vanished between listing and reading", b"")
-        return
+        return True
+    except AccessRefused as error:
+        if isinstance(config.source, ImageFolder) and config.source.ordered:
+            raise  # later keys would leave it behind for good
+        log.warning("%s waits until it can be read: %s", file.key, error)
+        return False
     try:
         picture = examine(data)
         annotation = annotations.get(file.key, Annotation())
@@ -149,7 +159,7 @@ def _take(
             raise DataError(annotation.reason)
     except DataError as error:
         writer.reject(file.key, str(error), data)
-        return
+        return True
     writer.add(
         data,
         key=file.key,
@@ -166,6 +176,7 @@ def _take(
         colourfulness=picture.colourfulness,
         slices=json.dumps(dict(annotation.slices), sort_keys=True),
     )
+    return True
 
 
 def _split(group: str, config: PipelineConfig) -> Split:

@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 
 from everfresh.tasks import alias, decide, ingest, journal
 from everfresh.tasks.config import PipelineConfig, Rung
-from everfresh.tasks.errors import DigestMismatch, ObjectMissing, StoreError
+from everfresh.tasks.errors import AccessRefused, DigestMismatch, ObjectMissing, StoreError
 from everfresh.tasks.ledger import champion_moves, find, stream
 from everfresh.tasks.records import (
     AliasMove,
@@ -40,7 +40,7 @@ R = TypeVar("R")
 def _worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
     """Whether a failure may pass by itself: the store was out of reach, not: the data is wrong."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, StoreError) and not isinstance(error, ObjectMissing | DigestMismatch)
+    return isinstance(error, StoreError) and not isinstance(error, ObjectMissing | AccessRefused | DigestMismatch)
 
 
 def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from everfresh.tasks.errors import ObjectMissing, StoreError
+from everfresh.tasks.errors import AccessRefused, ObjectMissing, StoreError
 from everfresh.tasks.records import Part
 from everfresh.tasks.store.base import Listed, Store, check_digest, clean
 
 CHUNK = 1 << 20
+REFUSED = {errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG}
+"""Troubles of one file, beside a lack of rights; others may pass."""
 
 
 class FolderStore(Store):
@@ -131,7 +134,8 @@ class FolderStore(Store):
             raise self._failed("write", key, error) from error
 
     def _failed(self, verb: str, key: str, error: OSError) -> StoreError:
-        return StoreError(
+        refused = isinstance(error, PermissionError) or error.errno in REFUSED
+        return (AccessRefused if refused else StoreError)(
             f"store: cannot {verb} {self.url(key)} ({error.strerror or error}). "
             "Check that the folder exists, is writable by this user, knows hard links and that the disk is not full."
         )

@@ -9,12 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everfresh.tasks.errors import ObjectMissing, StoreError
+from everfresh.tasks.errors import AccessRefused, ObjectMissing, StoreError
 from everfresh.tasks.store.base import Listed, Store, clean
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
 
+REFUSED = {"AccessDenied", "403", "InvalidObjectState", "KeyTooLongError", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+"""Codes that another try does not change."""
 CONFLICT_TRIES = 8
 CONFLICT_PAUSE = 0.05
 """Seconds before the second try; doubled for each further one."""
@@ -50,7 +52,7 @@ class S3Store(Store):
                 raise _Conflict(
                     f"store: {operation} on s3://{self.bucket}/{key} met another writer again and again ({code})."
                 ) from None
-            raise StoreError(
+            raise (AccessRefused if code in REFUSED else StoreError)(
                 f"store: {operation} on s3://{self.bucket}/{key} was refused ({code}). "
                 "Check the bucket's name, the credentials and their rights, and AWS_ENDPOINT_URL."
             ) from error

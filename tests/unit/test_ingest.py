@@ -21,7 +21,7 @@ from support.pictures import animated_gif, digits, noise, png_header, table, wri
 
 from everfresh.tasks import ingest as module
 from everfresh.tasks.config import PipelineConfig, parse_config
-from everfresh.tasks.errors import SourceError, StoreError
+from everfresh.tasks.errors import AccessRefused, SourceError, StoreError
 from everfresh.tasks.images import examine
 from everfresh.tasks.ingest import ingest
 from everfresh.tasks.ledger import stream
@@ -600,3 +600,40 @@ def test_pictures_of_a_fixed_camera_are_split(
     splits = View(folder_store, entry.view).window.splits
     assert set(splits) == {"train", "tune", "holdout"}
     assert "60 pictures look alike" in caplog.text
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, *keys: str) -> None:
+    """The source does not let these files be read."""
+    read = Path.read_bytes
+
+    def refused(self: Path) -> bytes:
+        if self.name in keys:
+            raise PermissionError(13, "Permission denied", str(self))
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+
+
+def test_a_file_that_may_not_be_read_waits_and_the_others_go_on(
+    folder_store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_folder(tmp_path / "in", pictures("cat/a.png", "cat/b.png", "dog/c.png"))
+    with monkeypatch.context() as patch:
+        refuse(patch, "b.png")
+        assert taken(folder_store, ingest(folder_store, pipeline(tmp_path / "in"))) == ["cat/a.png", "dog/c.png"]
+        assert "cat/b.png waits until it can be read" in caplog.text
+        with pytest.raises(SourceError, match=r"new files must be readable, got 1 of which none is, cat/b.png among them"):
+            ingest(folder_store, pipeline(tmp_path / "in"))
+    assert taken(folder_store, ingest(folder_store, pipeline(tmp_path / "in"))) == ["cat/b.png"]
+    assert ingest(folder_store, pipeline(tmp_path / "in")) is None
+
+
+def test_where_keys_grow_a_file_that_may_not_be_read_is_not_left_behind(
+    folder_store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "in", pictures("cat/a.png", "cat/b.png"))
+    refuse(monkeypatch, "a.png")
+    source = {"kind": "folder", "path": str(tmp_path / "in"), "ordered": True}
+    with pytest.raises(AccessRefused, match=r"cannot read .*a\.png \(Permission denied\)"):
+        ingest(folder_store, pipeline(source, order="key"))
+    assert stream(folder_store).last() is None
