@@ -48,6 +48,7 @@ class FolderStore(Store):
                 return False
             except OSError as error:
                 raise self._failed("write", key, error) from error
+            _sync(path.parent)
         return True
 
     def put_file(self, key: str, path: Path) -> None:
@@ -57,6 +58,7 @@ class FolderStore(Store):
         with self._finished(key, content) as finished:
             try:
                 finished.replace(self._path(key))
+                _sync(finished.parent)
             except OSError as error:
                 raise self._failed("write", key, error) from error
 
@@ -139,6 +141,15 @@ class FolderStore(Store):
             f"store: cannot {verb} {self.url(key)} ({error.strerror or error}). "
             "Check that the folder exists, is writable by this user, knows hard links and that the disk is not full."
         )
+
+
+def _sync(folder: Path) -> None:
+    """Let a name that was just made survive a loss of power, not only a death of the process."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 class _TemporaryFile:

@@ -84,10 +84,11 @@ def play_until(folder: Path, uri: str, at: int, when: Literal["before", "after",
             here = len(seen) == at
             if here and when == "before":
                 os._exit(DIED)
-            answer = real(self, *arguments, **named)
-            if here and when == "after":
-                os._exit(DIED)
-            return answer
+            try:
+                return real(self, *arguments, **named)
+            finally:  # an object that is missing is an answer too
+                if here and when == "after":
+                    os._exit(DIED)
 
         return operation
 
