@@ -38,8 +38,9 @@ def grid(waiting: Path, tmp_path: Path, names: tuple[str, ...]) -> int:
         store = FolderStore(folder / "store")
         label = f"{when} {operations[number - 1]}"
         try:
-            if in_child(play_until, folder, str(store.root), number, when, names) != DIED:
-                return f"{label}: did not die"
+            status = in_child(play_until, folder, str(store.root), number, when, names)
+            if status != DIED:
+                return f"{label}: did not die, but ended with {status}"
             if whole(store) not in releases:
                 return f"{label}: a strange champion"
             if in_child(play_until, folder, str(store.root), 0, "never", names) != 0:

@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing import get_context
+from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 from support.loop import pipeline, run_window, second_window
@@ -27,6 +29,7 @@ SECOND = {"policy": {"triggers": [{"kind": "new_samples", "count": 1}], "ladder"
 
 # Forked from a parent that has imported everything: a point of the grid takes a second, not ten.
 WARM = get_context("forkserver")
+REAP = Lock()
 WARM.set_forkserver_preload(
     [
         "everfresh.tasks.drift.detect",
@@ -56,12 +59,18 @@ def play(store: Store, config: PipelineConfig) -> None:
 
 
 def in_child(work: Callable[..., None], *arguments: Any) -> int:
-    """Exit status of a warmed-up process that does some work."""
+    """Exit status of a warmed-up process that does some work; threads may call it side by side.
+
+    Each start looks at all children that run, and who reads a status second reads 255: one thread at a time.
+    """
     process = WARM.Process(target=work, args=arguments)
-    process.start()
-    process.join()
-    status = process.exitcode
-    process.close()
+    with REAP:
+        process.start()
+    wait([process.sentinel])
+    with REAP:
+        process.join()
+        status = process.exitcode
+        process.close()
     assert status is not None
     return status
 
@@ -76,12 +85,13 @@ def play_until(folder: Path, uri: str, at: int, when: Literal["before", "after",
     os.environ["EVERFRESH_CACHE"] = str(folder / "cache")
     from everfresh.tasks.store import open_store
 
-    store, seen = open_store(uri), []
+    store, seen, counting = open_store(uri), [], Lock()
 
     def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def operation(self: Store, *arguments: Any, **named: Any) -> Any:
-            seen.append(f"{name} {arguments[0] if arguments else ''}")
-            here = len(seen) == at
+            with counting:
+                seen.append(f"{name} {arguments[0] if arguments else ''}")
+                here = len(seen) == at
             if here and when == "before":
                 os._exit(DIED)
             try:
