@@ -60,9 +60,9 @@ def label(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("path", [TASKS / f"{name}.py" for name in sorted(RECORDS)], ids=label)
+@pytest.mark.parametrize("path", [p for p in files(TASKS) if name_of(p) in RECORDS], ids=label)
 def test_records_need_the_standard_library_and_pydantic_only(path: Path) -> None:
-    allowed = {"pydantic", "everfresh"} | ({"yaml"} if path.stem == "config" else set())
+    allowed = {"pydantic", "everfresh"} | ({"yaml"} if name_of(path) == "config" else set())
     roots = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
     assert roots <= allowed
     assert own(path) <= RECORDS

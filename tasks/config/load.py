@@ -1,0 +1,185 @@
+"""A pipeline file becomes a ``PipelineConfig``, or an error that names field, rule, value and remedy."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from everfresh.tasks.config.sections import ImageFolder, PipelineConfig, TarShards
+from everfresh.tasks.errors import ConfigError
+
+SECRET_KEY = re.compile(r"(secret|password|passwd|access[_-]?key|api[_-]?key|token|credential)", re.IGNORECASE)
+SECRET_VALUE = re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b|://[^/@\s]+:[^@\s]+@")
+
+
+def load_config(path: str | Path) -> PipelineConfig:
+    """Read and validate a pipeline file.
+
+    ``${NAME}`` and ``${NAME:-default}`` in values are replaced from the environment; relative paths are
+    taken from the file's own folder.
+
+    Raises:
+        ConfigError: the file is missing, no YAML, or breaks a rule; names field, rule, value and remedy.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such pipeline file. Write one with `everfresh init {path}`.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}). Give a UTF-8 YAML file.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}. Mend that line.") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must be a mapping of sections, got {type(raw).__name__}. See `everfresh init`.")
+    return parse_config(_expand(raw, str(path)), base=path.parent, label=str(path))
+
+
+def parse_config(raw: dict[str, Any], *, base: Path | None = None, label: str = "pipeline") -> PipelineConfig:
+    """Validate a mapping as a pipeline; `base` is the folder that relative paths start from.
+
+    Raises:
+        ConfigError: a rule is broken; one line for each field.
+    """
+    secrets = list(_inline_secrets(raw))
+    if secrets:
+        raise ConfigError(
+            f"{label}: {', '.join(secrets)} must not hold a credential. Remove it and let boto3 find the credentials: "
+            "environment (AWS_ACCESS_KEY_ID, …), a profile (AWS_PROFILE) or the machine's role."
+        )
+    try:
+        config = PipelineConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = "\n".join(f"  {line}" for line in _explain(error, raw))
+        raise ConfigError(f"{label}:\n{lines}") from None
+    anchored = _anchored(config, base) if base is not None else config
+    _store_stands_apart(anchored, label)
+    return anchored
+
+
+def _store_stands_apart(config: PipelineConfig, label: str) -> None:
+    source = config.source
+    store = f"{config.store.rstrip('/')}/{config.name}/"
+    for path in (source.path,) if isinstance(source, ImageFolder) else source.paths:
+        folder = f"{path.removeprefix('file://').rstrip('/')}/"
+        if store.removeprefix("file://").startswith(folder):
+            raise ConfigError(
+                f"{label}: store must stand outside the source, got {config.store} within {path}: the pipeline would take in "
+                "its own pictures. Move one of them."
+            )
+
+
+def json_schema() -> str:
+    """JSON schema of the pipeline file, for editors to complete and check it."""
+    return json.dumps(PipelineConfig.model_json_schema(), indent=2) + "\n"
+
+
+def _explain(error: ValidationError, raw: dict[str, Any]) -> Iterator[str]:
+    for item in error.errors(include_url=False):
+        field = _field(item["loc"], raw)
+        value = item["input"] if not isinstance(item["input"], dict | list) else f"a {type(item['input']).__name__}"
+        match item["type"]:
+            case "extra_forbidden":
+                close = get_close_matches(str(item["loc"][-1]), _known_keys(), n=1)
+                meant = f" Did you mean {close[0]}?" if close else ""
+                yield f"{field}: unknown key.{meant} Remove it or correct its spelling; `everfresh init` lists all keys."
+            case "union_tag_invalid":
+                known, kind = item["ctx"]["expected_tags"].replace("'", ""), item["ctx"]["tag"]
+                yield f"{field}.kind: must be one of {known}, got {kind!r}. Change it to fit."
+            case "tuple_type":
+                yield f"{field}: must be a list, got {value!r}. Write it as [a, b]."
+            case "string_pattern_mismatch" if field == "name":
+                yield f"name: must be lower case letters, digits and dashes, got {value!r}. It names folders and runs."
+            case "missing":
+                yield f"{field}: is required. Add it; `everfresh init` shows an example."
+            case "value_error":
+                yield f"{field}: {item['ctx']['error']!s}."
+            case _:
+                yield f"{field}: {item['msg'][0].lower() + item['msg'][1:]}, got {value!r}. Change it to fit."
+
+
+def _field(where: tuple[int | str, ...], raw: Any) -> str:
+    """The field as the file has it: pydantic's location less the kinds of unions, which are no keys."""
+    parts: list[str] = []
+    for number, part in enumerate(where):
+        listed = isinstance(raw, list | tuple) and isinstance(part, int) and part < len(raw)
+        inside = listed or (isinstance(raw, dict) and part in raw)
+        if inside or number + 1 == len(where):
+            parts.append(str(part))
+        if inside:
+            raw = raw[part]
+    return ".".join(parts) or "pipeline"
+
+
+@cache
+def _known_keys() -> tuple[str, ...]:
+    """All keys of all sections."""
+    schema = PipelineConfig.model_json_schema()
+    return tuple({key for part in (schema, *schema["$defs"].values()) for key in part.get("properties", ())})
+
+
+def _inline_secrets(node: Any, path: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            here = f"{path}.{key}" if path else str(key)
+            if SECRET_KEY.search(str(key)) and not isinstance(value, dict | list):
+                yield here
+            else:
+                yield from _inline_secrets(value, here)
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _inline_secrets(value, f"{path}.{index}")
+    elif isinstance(node, str) and SECRET_VALUE.search(node):
+        yield path
+
+
+VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+def _expand(node: Any, label: str) -> Any:
+    def value(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        if (found := os.environ.get(name, default)) is None:
+            raise ConfigError(
+                f"{label}: the variable ${{{name}}} must be set, got nothing. "
+                f"Run `export {name}=…`, or write a default as ${{{name}:-…}}."
+            )
+        return found
+
+    if isinstance(node, dict):
+        return {key: _expand(item, label) for key, item in node.items()}
+    if isinstance(node, list):
+        return [_expand(item, label) for item in node]
+    return VARIABLE.sub(value, node) if isinstance(node, str) else node
+
+
+def _anchored(config: PipelineConfig, base: Path) -> PipelineConfig:
+    """The same config with relative local paths made absolute from `base`."""
+
+    def anchor(path: str) -> str:
+        return path if "://" in path else str((base / Path(path).expanduser()).resolve())
+
+    source: ImageFolder | TarShards
+    if isinstance(config.source, ImageFolder):
+        source = config.source.model_copy(update={"path": anchor(config.source.path)})
+    else:
+        source = config.source.model_copy(update={"paths": tuple(anchor(p) for p in config.source.paths)})
+    weights = config.model.weights
+    if weights is not None and is_path(weights):
+        weights = anchor(weights)
+    model = config.model.model_copy(update={"weights": weights})
+    return config.model_copy(update={"store": anchor(config.store), "source": source, "model": model})
+
+
+def is_path(weights: str) -> bool:
+    """Whether `model.weights` names a file or a key rather than a torchvision weights name."""
+    return "/" in weights or weights.endswith((".safetensors", ".pt", ".pth"))
