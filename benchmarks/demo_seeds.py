@@ -53,7 +53,7 @@ def judge(seed: int) -> list[Any]:
     with tempfile.TemporaryDirectory(prefix="everfresh-demo-") as folder:
         run_demo(Path(folder), seed)
         config = load_config(Path(folder) / "pipeline.yaml")
-        store = pipeline_store(config.store, config.name)
+        store = pipeline_store(config)
         entries = list(scheduled(store))
         scores = Scores(store, Path(folder) / "truth.json", seed)
         first, last, aged = entries[0].champion, entries[-1].champion, SCHEDULE[-1].scanner

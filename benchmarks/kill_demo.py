@@ -73,7 +73,7 @@ def kill(place: Path, moment: float) -> str:
 
 def result(place: Path) -> list[dict[str, object]]:
     config = load_config(place / "pipeline.yaml")
-    return fingerprint(pipeline_store(config.store, config.name))
+    return fingerprint(pipeline_store(config))
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def run(seed: int, rung: str) -> dict[str, Any]:
         config = config.model_copy(update={"policy": policy, "drift": drift})
         begun = time.monotonic()
         entries = retrain(config, drain=True)
-        store = pipeline_store(config.store, config.name)
+        store = pipeline_store(config)
         trained = [e for e in entries if e.tried and e.decision.action == "retrain"]
         row = {
             "seed": seed,

@@ -40,7 +40,7 @@ def check(config: PipelineConfig) -> Iterator[Checked]:
 
 
 def _store(config: PipelineConfig) -> str:
-    store = pipeline_store(config.store, config.name)
+    store = pipeline_store(config)
     store.prove_create()
     return f"{store.url('')}: written, created if absent, read, deleted"
 
@@ -70,7 +70,7 @@ def _source(config: PipelineConfig) -> str:
 def _weights(config: PipelineConfig) -> str:
     from everfresh.tasks import models
 
-    module, spec = models.start(config.model, config.fine_tune.seed)
+    module, spec = models.start(config.model, config.fine_tune.seed, config.s3)
     return f"{spec.architecture}: {models.parameters(module):,} weights, embedding of {spec.embedding_dim}"
 
 

@@ -248,7 +248,7 @@ def history(pipeline: Pipeline, as_json: AsJson = False) -> None:
     from everfresh.tasks.store import pipeline_store
 
     config = load_config(pipeline)
-    entries, moves = read(pipeline_store(config.store, config.name))
+    entries, moves = read(pipeline_store(config))
     if as_json:
         plain = {"ticks": [e.model_dump(mode="json") for e in entries], "moves": [m.model_dump(mode="json") for m in moves]}
         _print(plain, as_json=True)
@@ -361,7 +361,7 @@ def _opened(pipeline: Path) -> tuple[PipelineConfig, Any]:
     from everfresh.tasks.store import pipeline_store
 
     config = load_config(pipeline)
-    return config, pipeline_store(config.store, config.name)
+    return config, pipeline_store(config)
 
 
 def _tell(config: PipelineConfig, move: Any) -> None:

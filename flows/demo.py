@@ -56,7 +56,7 @@ def run_demo(folder: Path, seed: int) -> None:
     folder = folder.resolve()
     pipeline = _pipeline_file(folder, seed)
     config = load_config(pipeline)
-    store = pipeline_store(config.store, config.name)
+    store = pipeline_store(config)
     scores = Scores(store, folder / "truth.json", seed)
     console = Console(width=None if os.isatty(1) else 170)
     os.environ["EVERFRESH_PROGRESS"] = "0"  # the table is the progress

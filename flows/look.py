@@ -32,7 +32,7 @@ def history(store: Store) -> tuple[list[JournalEntry], list[AliasMove]]:
 
 def status(config: PipelineConfig) -> dict[str, Any]:
     """Where a pipeline stands, as plain values."""
-    store = pipeline_store(config.store, config.name)
+    store = pipeline_store(config)
     move, last, head = champion_moves(store).last(), latest(store), stream(store).last()
     release = find(store, f"releases/{move.release}/release.json", Release) if move else None
     return {
@@ -130,7 +130,7 @@ def _because(reason: str) -> str:
 
 def set_aside(config: PipelineConfig, entries: Sequence[JournalEntry], most: int = 5) -> Iterator[str]:
     """The first files that each tick's window has in quarantine, with the reason, and where all of them stand."""
-    store = pipeline_store(config.store, config.name)
+    store = pipeline_store(config)
     for entry in entries:
         if entry.quarantined:
             key = f"quarantine/{entry.view}/quarantine.jsonl"

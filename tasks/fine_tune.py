@@ -166,7 +166,7 @@ def _start(
 ) -> tuple[nn.Module, ModelSpec]:
     """The weights to go on from, with a head for the configured classes."""
     if release is None and start is None:
-        return models.start(config.model, config.fine_tune.seed)
+        return models.start(config.model, config.fine_tune.seed, config.s3)
     spec, weights = (start.spec, start.weights) if start else (release.spec, release.files["model.safetensors"])  # type: ignore[union-attr]
     module = models.load(store, spec, weights, code=config.model.architecture)
     if spec.classes != config.model.classes:

@@ -231,7 +231,7 @@ class Source:
     """The files of a source, listed once, and their labels."""
 
     def __init__(self, config: PipelineConfig, after: str = "") -> None:
-        self.config = config.source
+        self.config, self._s3 = config.source, config.s3
         self._after = after
         paths = (self.config.path,) if isinstance(self.config, ImageFolder) else self.config.paths
         self._stores: list[Store] = []
@@ -251,7 +251,7 @@ class Source:
         """Digest of all keys and versions."""
 
     def _list(self, path: str) -> None:
-        place = open_store(path)
+        place = open_store(path, self._s3)
         wanted = ".tar" if isinstance(self.config, TarShards) else SUFFIXES
         try:
             if isinstance(place, FolderStore) and not place.root.is_dir():
@@ -261,7 +261,7 @@ class Source:
                 objects = [item for item in place.list() if item.key == name]
             elif path.startswith("s3://") and path.endswith(".tar"):
                 folder, _, name = path.rpartition("/")
-                place = open_store(folder)
+                place = open_store(folder, self._s3)
                 objects = [item for item in place.list() if item.key == name]
             else:
                 objects = [item for item in place.list(after=self._after) if item.key.lower().endswith(wanted)]

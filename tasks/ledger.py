@@ -53,9 +53,8 @@ class Log(Generic[R]):
         return self.entry(self.last_seq())
 
     def append(self, seq: int, record: R) -> bool:
-        """Create entry `seq`; False if another one has that number. A lost reply is read back, not taken for a loss."""
-        data = record.to_bytes()
-        won = self.store.create(self._key(seq), data) or self.store.get(self._key(seq)) == data
+        """Create entry `seq`; False if another one has that number."""
+        won = self.store.create(self._key(seq), record.to_bytes())
         if won:
             with suppress(StoreError):  # it is only a hint: the entry stands, and a retry would make another
                 self.store.put(f"{self.folder}.json", b"%d\n" % seq)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from everfresh.tasks.config import ModelConfig, is_path
+from everfresh.tasks.config import ModelConfig, S3Config, is_path
 from everfresh.tasks.errors import ModelError, StoreError
 from everfresh.tasks.images import normalise, to_tensor
 from everfresh.tasks.records import ModelSpec, Part
@@ -38,7 +38,7 @@ def small_cnn(num_classes: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(96, num_classes))
 
 
-def start(config: ModelConfig, seed: int) -> tuple[nn.Module, ModelSpec]:
+def start(config: ModelConfig, seed: int, s3: S3Config | None = None) -> tuple[nn.Module, ModelSpec]:
     """The configured start: architecture and weights, with a head for the configured classes.
 
     The head of the weights is kept if it has as many outputs as there are classes, else a fresh one is drawn
@@ -49,7 +49,7 @@ def start(config: ModelConfig, seed: int) -> tuple[nn.Module, ModelSpec]:
     """
     torch.manual_seed(seed)
     if config.weights is not None and is_path(config.weights):
-        module, spec = _from_state(config, read_state(config.weights), seed)
+        module, spec = _from_state(config, read_state(config.weights, s3), seed)
     elif config.weights is not None:
         module, spec = _with_head(_torchvision_weights(config.architecture, config.weights), config, seed)
     else:
@@ -58,13 +58,13 @@ def start(config: ModelConfig, seed: int) -> tuple[nn.Module, ModelSpec]:
     return module, spec
 
 
-def adopt(config: ModelConfig, weights: str) -> tuple[nn.Module, ModelSpec]:
+def adopt(config: ModelConfig, weights: str, s3: S3Config | None = None) -> tuple[nn.Module, ModelSpec]:
     """A model trained elsewhere, exactly as it is: a state dict whose outputs are the configured classes.
 
     Raises:
         ModelError: the weights do not fit the architecture or the number of classes.
     """
-    module, spec = _from_state(config, read_state(weights), seed=0, keep_head=True)
+    module, spec = _from_state(config, read_state(weights, s3), seed=0, keep_head=True)
     _check_head(module, spec)
     return module.eval(), spec
 
@@ -221,7 +221,7 @@ def encoder_digest(module: nn.Module, spec: ModelSpec, precision: str) -> str:
     return digest.hexdigest()[:32]
 
 
-def read_state(weights: str) -> dict[str, Tensor]:
+def read_state(weights: str, s3: S3Config | None = None) -> dict[str, Tensor]:
     """A state dict from a local file or a store key, safetensors or a torch file without code.
 
     Raises:
@@ -233,7 +233,7 @@ def read_state(weights: str) -> dict[str, Tensor]:
             prefix, _, name = weights.rpartition("/")
             path = Path(folder) / name
             try:
-                open_store(prefix).fetch(name, path)
+                open_store(prefix, s3).fetch(name, path)
             except StoreError as error:
                 raise ModelError(f"model.weights {weights} cannot be read: {error}") from error
         if not path.is_file():

@@ -130,7 +130,7 @@ def adopt(store: Store, config: PipelineConfig, weights: str, window: Window) ->
             f"adopt: the reference must hold pictures labelled with model.classes, got {window.samples} pictures with the "
             f"labels {sorted(window.classes | window.pending)[:10]}. Use one folder a class."
         )
-    module, spec = models.adopt(config.model, weights)
+    module, spec = models.adopt(config.model, weights, config.s3)
     with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary:
         path = Path(temporary) / "model.safetensors"
         models.save(module, path)

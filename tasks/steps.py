@@ -57,7 +57,7 @@ def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
 
 def open_pipeline(config: PipelineConfig, tick: Tick | None = None) -> Store:
     """The store of a pipeline, or of the replay that a tick belongs to."""
-    return pipeline_store(config.store, config.name, tick.replay if tick else "")
+    return pipeline_store(config, tick.replay if tick else "")
 
 
 @step("next window")
@@ -97,7 +97,7 @@ def forced_window(config: PipelineConfig, request: str, reason: str, rung: Rung 
 @step("replayed window")
 def replayed_window(config: PipelineConfig, replay: str, rung: Rung | None, last: int | None) -> Tick | None:
     """Where the next tick of a replay sets out from, up to window `last`."""
-    store = pipeline_store(config.store, config.name, replay)
+    store = pipeline_store(config, replay)
     entry: StreamEntry | None = journal.pending(store)
     if entry is None or (last is not None and entry.seq > last):
         return None

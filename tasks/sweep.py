@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-from everfresh.tasks.store import Listed, Store
+from everfresh.tasks.store import Listed, Store, Unfinished
 
 RECORDS = ("record.json", "window.json", "release.json")
 """Names of the objects that make a folder exist."""
@@ -38,14 +38,18 @@ def debris(store: Store, older_than: timedelta) -> list[Listed]:
         if key.startswith("windows/") and key.endswith("/window.json"):
             views.add(key.split("/")[1])
     limit = store.now() - older_than
-    return [item for item in objects if item.modified <= limit and not _counts(item.key, named, views)]
+    found = [item for item in objects if not _counts(item.key, named, views)]
+    return [item for item in (*found, *store.unfinished()) if item.modified <= limit]
 
 
 def sweep(store: Store, older_than: timedelta) -> list[Listed]:
     """Delete the debris; returns what it was."""
     found = debris(store, older_than)
     for item in found:
-        store.delete(item.key)
+        if isinstance(item, Unfinished):
+            store.discard(item)
+        else:
+            store.delete(item.key)
     return found
 
 

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # `support` is imported by all t
 
 from support.s3 import BUCKET, environment, running_server
 
+from everfresh.tasks.config import S3Config
 from everfresh.tasks.store import FolderStore, S3Store, Store, s3
 
 
@@ -31,9 +32,9 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.delenv("AWS_PROFILE", raising=False)
         patch.setattr("boto3.DEFAULT_SESSION", None)
         s3.client.cache_clear()
-        s3.client().create_bucket(Bucket=BUCKET)
+        s3.client(S3Config()).create_bucket(Bucket=BUCKET)
         yield endpoint
-        s3.client().close()
+        s3.client(S3Config()).close()
         s3.client.cache_clear()
 
 

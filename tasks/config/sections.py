@@ -8,6 +8,7 @@ Credentials never stand here: boto3 reads them from its own chain (environment, 
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -46,6 +47,15 @@ def _address(uri: str) -> str:
     return uri
 
 
+def _http(url: str) -> str:
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise ValueError("must be http(s)://host:port, got one with a user in it. Let boto3 find the credentials")
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path.strip("/") or parts.query:
+        raise ValueError(f"must be http(s)://host:port, got {url!r}. Leave bucket and path to the addresses")
+    return url.rstrip("/")
+
+
 def _zone(name: str) -> str:
     try:
         ZoneInfo(name)
@@ -56,6 +66,7 @@ def _zone(name: str) -> str:
 
 Names = Annotated[tuple[str, ...], AfterValidator(_unique)]
 Address = Annotated[str, AfterValidator(_address)]
+Endpoint = Annotated[str, AfterValidator(_http)]
 Zone = Annotated[str, AfterValidator(_zone)]
 
 
@@ -117,6 +128,41 @@ class TarShards(Section):
 
 
 Source = Annotated[ImageFolder | TarShards, Field(discriminator="kind")]
+
+
+class S3Config(Section):
+    """How S3 is spoken to, by the store, the source and the weights alike. Credentials never stand here."""
+
+    endpoint: Endpoint | None = None
+    """Address of an S3-compatible server, such as `https://minio.example:9000`; null for AWS or `AWS_ENDPOINT_URL`."""
+    region: str | None = Field(default=None, pattern=r"^[a-z0-9-]{2,40}$")
+    """Region of the buckets; null to take it from the environment or the profile."""
+    addressing: Literal["path", "virtual"] | None = None
+    """`path`: host/bucket/key; `virtual`: bucket.host/key; null: `path` where an endpoint is named, `virtual` on AWS."""
+    encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
+    """Server-side encryption that each write asks for; null leaves it to the bucket's default."""
+    kms_key: str | None = None
+    """Key for `aws:kms`, as its id, alias or ARN; null for the account's own."""
+    verify: Literal["read_back", "checksum"] = "read_back"
+    """How a file that was written is proven: `read_back` reads it all again, on any store; `checksum` lets the server
+    check a CRC-32 of each part, which costs less where the server does so (`everfresh check` finds out)."""
+    connect_timeout: float = Field(default=10, gt=0, le=600)
+    """Seconds until a server that does not answer counts as out of reach."""
+    read_timeout: float = Field(default=60, gt=0, le=3_600)
+    """Seconds without a byte until a request counts as failed."""
+    max_attempts: int = Field(default=5, ge=1, le=20)
+    """A request is tried so often, with random pauses that grow, before it counts as failed."""
+    threads: int = Field(default=8, ge=1, le=64)
+    """Parts of 8 MiB of one large file that travel at the same time."""
+
+    @model_validator(mode="after")
+    def _key_is_used(self) -> Self:
+        if self.kms_key is not None and not (self.encryption or "").startswith("aws:kms"):
+            raise ValueError(
+                f"kms_key must come with encryption aws:kms, got encryption {self.encryption}: the key would not be used. "
+                "Set encryption, or remove the key"
+            )
+        return self
 
 
 class WindowConfig(Section):
@@ -349,9 +395,11 @@ class PipelineConfig(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     """Name of the pipeline: lower case, digits, dashes. It is the folder of this pipeline in the store."""
     store: Address
-    """Where everything is kept: a folder, `file://…` or `s3://bucket/prefix`. Endpoint and keys: AWS_* variables."""
+    """Where everything is kept: a folder, `file://…` or `s3://bucket/prefix`."""
     source: Source
     """Where data arrives."""
+    s3: S3Config = S3Config()
+    """How S3 is spoken to."""
     window: WindowConfig = WindowConfig()
     """How new samples become a window."""
     model: ModelConfig

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from everfresh.tasks.config import PipelineConfig, S3Config
 from everfresh.tasks.errors import ConfigError
-from everfresh.tasks.store.base import Listed, Store, cache_folder, file_digest
+from everfresh.tasks.store.base import Listed, Store, Unfinished, cache_folder, file_digest
 from everfresh.tasks.store.folder import FolderStore
 from everfresh.tasks.store.overlay import OverlayStore
 from everfresh.tasks.store.s3 import S3Store
@@ -23,6 +24,7 @@ __all__ = [
     "OverlayStore",
     "S3Store",
     "Store",
+    "Unfinished",
     "cache_folder",
     "file_digest",
     "open_store",
@@ -30,7 +32,7 @@ __all__ = [
 ]
 
 
-def open_store(uri: str) -> Store:
+def open_store(uri: str, s3: S3Config | None = None) -> Store:
     """The store at a folder, ``file://`` or ``s3://bucket/prefix``; nothing is touched yet.
 
     Raises:
@@ -41,15 +43,15 @@ def open_store(uri: str) -> Store:
     if not separator:
         return FolderStore(Path(uri).expanduser())
     if scheme == "s3" and bucket:
-        return S3Store(bucket, prefix.strip("/"))
+        return S3Store(bucket, prefix.strip("/"), s3)
     if scheme == "file" and rest.startswith("/"):
         return FolderStore(Path(rest))
     raise ConfigError(f"store must be a folder, file:///… or s3://bucket/prefix, got {uri!r}. Change the address.")
 
 
-def pipeline_store(uri: str, name: str, replay: str = "") -> Store:
+def pipeline_store(config: PipelineConfig, replay: str = "") -> Store:
     """The store of one pipeline; with `replay`, what is made lands under ``replays/<id>/``."""
-    live = open_store(uri).sub(name)
+    live = open_store(config.store, config.s3).sub(config.name)
     if not replay:
         return live
     return OverlayStore(live, live.sub(f"replays/{replay}"), ("stream", "windows", "quarantine", "embeddings"))

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO, TypeVar
 
 from everfresh.tasks.errors import DigestMismatch, StoreError
 from everfresh.tasks.records import Part
+
+T = TypeVar("T")
+CHUNK = 1 << 20
+"""Bytes that are read at once."""
+DAMAGED_TRIES = 3
+"""Bytes that arrive damaged are sent so often before it is an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +33,28 @@ class Listed:
     """Changes when the object's bytes change: an ETag, or size and time of modification."""
     size: int
     modified: datetime
+
+
+class Unfinished(Listed):
+    """A write that never ended; no reader sees it."""
+
+
+class HashingReader:
+    """A file that is hashed as it is read, once and in order."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest, self._size = file, hashlib.sha256(), 0
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        data = self._file.read(size)
+        self._digest.update(data)
+        self._size += len(data)
+        return data
+
+    def part(self, key: str) -> Part:
+        """What was read, as a part under `key`."""
+        return Part(key=key, sha256=self._digest.hexdigest(), size=self._size)
 
 
 class Store(ABC):
@@ -45,11 +74,23 @@ class Store(ABC):
 
     @abstractmethod
     def create(self, key: str, data: bytes) -> bool:
-        """Write an object whole only if none stands there; False if one does."""
+        """Write an object whole only if none stands there; False if one does that has other bytes.
+
+        The same bytes are no loss: a writer whose reply was lost finds its own. So what must tell two writers apart
+        holds a fresh id.
+        """
 
     @abstractmethod
-    def put_file(self, key: str, path: Path) -> None:
-        """Write a local file as an object, replacing what stands there."""
+    def put_file(self, key: str, path: Path) -> Part:
+        """Write a local file as an object, replacing what stands there; returns what was read on the way."""
+
+    @abstractmethod
+    def verify(self, part: Part) -> None:
+        """Prove that the store holds the part's bytes.
+
+        Raises:
+            DigestMismatch: it holds others.
+        """
 
     @abstractmethod
     def fetch(self, key: str, target: Path) -> None:
@@ -66,6 +107,14 @@ class Store(ABC):
     @abstractmethod
     def delete(self, key: str) -> None:
         """Remove an object; none there is fine."""
+
+    @abstractmethod
+    def unfinished(self) -> Iterator[Unfinished]:
+        """Writes that were begun and neither ended nor given up: what a process leaves that is killed amid one."""
+
+    @abstractmethod
+    def discard(self, item: Unfinished) -> None:
+        """Remove what an unfinished write has left."""
 
     @abstractmethod
     def now(self) -> datetime:
@@ -107,37 +156,61 @@ class Store(ABC):
         if not _is_whole(cached, part):
             cached.parent.mkdir(parents=True, exist_ok=True)
             partial = cached.with_name(f"{part.sha256}.{uuid.uuid4().hex}")
-            try:
+
+            def bring() -> None:
                 self.fetch(part.key, partial)
                 check_digest(partial, part, self.url(part.key))
+
+            try:
+                _undamaged(bring)
                 partial.replace(cached)
             finally:
                 partial.unlink(missing_ok=True)
         return cached
 
     def read(self, part: Part) -> bytes:
-        """The part's bytes, verified against its digest."""
-        data = self.get(part.key)
-        if (found := hashlib.sha256(data).hexdigest()) != part.sha256:
-            raise DigestMismatch(_mismatch(self.url(part.key), part.sha256, found))
-        return data
+        """The part's bytes, verified against its digest.
+
+        Raises:
+            DigestMismatch: the bytes are not what was recorded.
+        """
+
+        def bring() -> bytes:
+            data = self.get(part.key)
+            if (found := hashlib.sha256(data).hexdigest()) != part.sha256:
+                raise DigestMismatch(mismatch(self.url(part.key), part.sha256, found))
+            return data
+
+        return _undamaged(bring)
 
     def keep(self, key: str, data: bytes) -> Part:
-        """Write bytes and return the part that a record names; the digest is verified after the write."""
+        """Write bytes and return the part that a record names, once the store is proven to hold it."""
         part = Part(key=key, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-        self.put(key, data)
-        self.read(part)
-        return part
+
+        def write() -> Part:
+            self.put(key, data)
+            self.verify(part)
+            return part
+
+        return _undamaged(write)
 
     def keep_file(self, key: str, path: Path) -> Part:
-        """Write a local file and return its part; the digest is verified after the write."""
-        part = Part(key=key, sha256=file_digest(path), size=path.stat().st_size)
-        self.put_file(key, path)
-        with tempfile.TemporaryDirectory(prefix="everfresh-") as folder:
-            back = Path(folder) / "back"
-            self.fetch(key, back)
-            check_digest(back, part, self.url(key))
-        return part
+        """Write a local file and return its part, once the store is proven to hold it."""
+
+        def write() -> Part:
+            part = self.put_file(key, path)
+            self.verify(part)
+            return part
+
+        return _undamaged(write)
+
+
+def _undamaged(transfer: Callable[[], T]) -> T:
+    """Bytes that were damaged on their way are sent again."""
+    for _ in range(DAMAGED_TRIES - 1):
+        with suppress(DigestMismatch):
+            return transfer()
+    return transfer()
 
 
 def cache_folder() -> Path:
@@ -156,7 +229,7 @@ def check_digest(path: Path, part: Part, name: str) -> None:
     """Raise ``DigestMismatch`` unless the file has the part's bytes. A file that has not changed is hashed once."""
     stat = path.stat()
     if (found := _digest_at(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)) != part.sha256:
-        raise DigestMismatch(_mismatch(name, part.sha256, found))
+        raise DigestMismatch(mismatch(name, part.sha256, found))
 
 
 def _is_whole(path: Path, part: Part) -> bool:
@@ -172,7 +245,8 @@ def _digest_at(path: Path, _size: int, _modified: int, _inode: int) -> str:
     return file_digest(path)
 
 
-def _mismatch(name: str, expected: str, found: str) -> str:
+def mismatch(name: str, expected: str, found: str) -> str:
+    """The words for bytes that are others than recorded."""
     return (
         f"{name} must have SHA-256 {expected[:16]}…, got {found[:16]}…: it was changed or damaged after it was written. "
         "Restore it from a copy, or roll back to a release that is whole."

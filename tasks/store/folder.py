@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from everfresh.tasks.errors import AccessRefused, ObjectMissing, StoreError
 from everfresh.tasks.records import Part
-from everfresh.tasks.store.base import Listed, Store, check_digest, clean
+from everfresh.tasks.store.base import CHUNK, HashingReader, Listed, Store, Unfinished, check_digest, clean
 
-CHUNK = 1 << 20
+TEMPORARY = ".tmp-"
 REFUSED = {errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG}
 """Troubles of one file, beside a lack of rights; others may pass."""
+
+
+class Readable(Protocol):
+    """What bytes can be read from, in order."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes; none at the end."""
 
 
 class FolderStore(Store):
@@ -36,25 +46,31 @@ class FolderStore(Store):
             raise self._failed("read", key, error) from error
 
     def put(self, key: str, data: bytes) -> None:
-        self._replace(key, data)
+        self._replace(key, io.BytesIO(data))
 
     def create(self, key: str, data: bytes) -> bool:
         if self._path(key).exists():
-            return False
-        with self._finished(key, data) as path:
+            return self.get(key) == data
+        with self._finished(key, io.BytesIO(data)) as path:
             try:
                 os.link(path, self._path(key))
             except FileExistsError:
-                return False
+                return self.get(key) == data
             except OSError as error:
                 raise self._failed("write", key, error) from error
             _sync(path.parent)
         return True
 
-    def put_file(self, key: str, path: Path) -> None:
-        self._replace(key, path)
+    def put_file(self, key: str, path: Path) -> Part:
+        with path.open("rb") as file:
+            reader = HashingReader(file)
+            self._replace(key, reader)
+        return reader.part(key)
 
-    def _replace(self, key: str, content: bytes | Path) -> None:
+    def verify(self, part: Part) -> None:
+        check_digest(self._path(part.key), part, self.url(part.key))
+
+    def _replace(self, key: str, content: Readable) -> None:
         with self._finished(key, content) as finished:
             try:
                 finished.replace(self._path(key))
@@ -111,6 +127,16 @@ class FolderStore(Store):
         except OSError as error:
             raise self._failed("delete", key, error) from error
 
+    def unfinished(self) -> Iterator[Unfinished]:
+        for path in sorted(self.root.rglob(f"{TEMPORARY}*")):
+            with suppress(FileNotFoundError):  # finished meanwhile
+                stat = path.stat()
+                began = datetime.fromtimestamp(stat.st_mtime, UTC)
+                yield Unfinished(path.relative_to(self.root).as_posix(), "", stat.st_size, began)
+
+    def discard(self, item: Unfinished) -> None:
+        self.delete(item.key)
+
     def now(self) -> datetime:
         return datetime.now(UTC)
 
@@ -127,7 +153,7 @@ class FolderStore(Store):
         check_digest(path, part, str(path))
         return path
 
-    def _finished(self, key: str, content: bytes | Path) -> _TemporaryFile:
+    def _finished(self, key: str, content: Readable) -> _TemporaryFile:
         path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,16 +181,12 @@ def _sync(folder: Path) -> None:
 class _TemporaryFile:
     """A finished, synced file beside its destination, gone at the end of the block."""
 
-    def __init__(self, folder: Path, content: bytes | Path) -> None:
-        self.path = folder / f".tmp-{uuid.uuid4().hex}"
+    def __init__(self, folder: Path, content: Readable) -> None:
+        self.path = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
         try:
             with self.path.open("xb") as sink:
-                if isinstance(content, bytes):
-                    sink.write(content)
-                else:
-                    with content.open("rb") as source:
-                        while chunk := source.read(CHUNK):
-                            sink.write(chunk)
+                while chunk := content.read(CHUNK):
+                    sink.write(chunk)
                 sink.flush()
                 os.fsync(sink.fileno())
         except BaseException:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from everfresh.tasks.errors import StoreError
 from everfresh.tasks.records import Part
-from everfresh.tasks.store.base import Listed, Store
+from everfresh.tasks.store.base import Listed, Store, Unfinished
 
 
 class OverlayStore(Store):
@@ -33,8 +33,11 @@ class OverlayStore(Store):
     def create(self, key: str, data: bytes) -> bool:
         return self._pick(key).create(key, data)
 
-    def put_file(self, key: str, path: Path) -> None:
-        self._pick(key).put_file(key, path)
+    def put_file(self, key: str, path: Path) -> Part:
+        return self._pick(key).put_file(key, path)
+
+    def verify(self, part: Part) -> None:
+        self._pick(part.key).verify(part)
 
     def fetch(self, key: str, target: Path) -> None:
         self._pick(key).fetch(key, target)
@@ -47,6 +50,12 @@ class OverlayStore(Store):
 
     def delete(self, key: str) -> None:
         self._pick(key).delete(key)
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        return self.above.unfinished()
+
+    def discard(self, item: Unfinished) -> None:
+        self.above.discard(item)
 
     def now(self) -> datetime:
         return self.below.now()

@@ -2,113 +2,150 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import random
+import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everfresh.tasks.errors import AccessRefused, ObjectMissing, StoreError
-from everfresh.tasks.store.base import Listed, Store, clean
+from everfresh.tasks.config import S3Config
+from everfresh.tasks.errors import DigestMismatch, ObjectMissing, StoreError
+from everfresh.tasks.records import Part
+from everfresh.tasks.store.base import CHUNK, HashingReader, Listed, Store, Unfinished, clean, mismatch
+from everfresh.tasks.store.trouble import Conflict, Taken, refused, unreachable
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
 
-REFUSED = {"AccessDenied", "403", "InvalidObjectState", "KeyTooLongError", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
-"""Codes that another try does not change."""
+PART = 8 << 20
+"""Bytes of one part of a large file; larger only where a file would have too many."""
+MOST_PARTS = 9_000
+"""S3 takes 10,000."""
 CONFLICT_TRIES = 8
 CONFLICT_PAUSE = 0.05
-"""Seconds before the second try; doubled for each further one."""
-
-
-class _Conflict(StoreError):
-    """Another conditional write to the same key was under way."""
+"""Seconds before the second try, give or take a half; doubled for each further one."""
+MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 class S3Store(Store):
-    """Objects in an S3-compatible bucket. Endpoint, region and credentials come from boto3's own chain."""
+    """Objects in an S3-compatible bucket; credentials come from boto3's own chain."""
 
-    def __init__(self, bucket: str, prefix: str = "") -> None:
-        self.bucket = bucket
-        self.prefix = prefix
+    def __init__(self, bucket: str, prefix: str = "", settings: S3Config | None = None) -> None:
+        self.bucket, self.prefix, self.settings = bucket, prefix, settings or S3Config()
+
+    @property
+    def _client(self) -> Any:
+        return client(self.settings)
 
     def _key(self, key: str) -> str:
         return f"{self.prefix}/{clean(key)}" if self.prefix else clean(key)
 
     def _call(self, operation: str, key: str, **arguments: Any) -> Any:
+        arguments = {"Bucket": self.bucket, "Key": key, **arguments} if key else {"Bucket": self.bucket, **arguments}
+        with self._speaking(operation, key):
+            return getattr(self._client, operation)(**arguments)
+
+    @contextmanager
+    def _speaking(self, operation: str, key: str) -> Iterator[None]:
+        """Turn boto3's errors into ours."""
+        from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
-        arguments = {"Bucket": self.bucket, "Key": key, **arguments} if key else {"Bucket": self.bucket, **arguments}
+        address = f"s3://{self.bucket}/{key}"
         try:
-            return getattr(client(), operation)(**arguments)
+            yield
         except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            if code in {"NoSuchKey", "404", "NotFound"}:
-                raise ObjectMissing(f"s3://{self.bucket}/{key} does not exist.") from None
-            if code in {"PreconditionFailed", "412"}:
-                raise FileExistsError(key) from None
-            if code in {"ConditionalRequestConflict", "409"}:
-                raise _Conflict(
-                    f"store: {operation} on s3://{self.bucket}/{key} met another writer again and again ({code})."
-                ) from None
-            raise (AccessRefused if code in REFUSED else StoreError)(
-                f"store: {operation} on s3://{self.bucket}/{key} was refused ({code}). "
-                "Check the bucket's name, the credentials and their rights, and AWS_ENDPOINT_URL."
-            ) from error
-        except BotoCoreError as error:
-            raise self._unreachable(error) from error
-
-    def _unreachable(self, error: Exception) -> StoreError:
-        return StoreError(
-            f"store: s3://{self.bucket} cannot be reached ({error}). Check the network, AWS_ENDPOINT_URL and the credentials."
-        )
+            raise refused(operation, address, error.response) from error
+        except (BotoCoreError, Boto3Error) as error:
+            raise unreachable(operation, address, error) from error
 
     def get(self, key: str) -> bytes:
-        from botocore.exceptions import BotoCoreError
+        before: bytes | None = None
+        for _ in range(self._tries):
+            answer = self._call("get_object", self._key(key))
+            try:
+                with self._speaking("get_object", self._key(key)):
+                    data: bytes = answer["Body"].read()
+            except StoreError as error:  # the connection broke in the middle; boto3 tries again only before that
+                trouble: StoreError = error
+                continue
+            # Some stores have ETags that look like an MD5 and are none; what is read twice is what stands there.
+            if _fits(answer, data) or data == before:
+                return data
+            before = data
+            trouble = StoreError(f"store: {self.url(key)} reads differently each time. Check the network between here and it.")
+        raise trouble
 
-        try:
-            body: bytes = self._call("get_object", self._key(key))["Body"].read()
-        except BotoCoreError as error:
-            raise self._unreachable(error) from error
-        return body
+    @property
+    def _tries(self) -> int:
+        return max(2, self.settings.max_attempts)
 
     def put(self, key: str, data: bytes) -> None:
-        self._call("put_object", self._key(key), Body=data)
+        self._call("put_object", self._key(key), Body=data, **self._written_with())
 
     def create(self, key: str, data: bytes) -> bool:
         for attempt in range(CONFLICT_TRIES):
             try:
-                self._call("put_object", self._key(key), Body=data, IfNoneMatch="*")
-            except FileExistsError:
-                return False
-            except _Conflict:  # two wrote at once and this one was told to come back: it may still win
+                self._call("put_object", self._key(key), Body=data, IfNoneMatch="*", **self._written_with())
+            except Taken:
+                return self.get(key) == data  # also the second try after a reply that was lost
+            except Conflict:  # two wrote at once and this one was told to come back: it may still win
                 if attempt + 1 == CONFLICT_TRIES:
                     raise
-                time.sleep(CONFLICT_PAUSE * 2**attempt)
+                time.sleep(CONFLICT_PAUSE * 2**attempt * random.uniform(0.5, 1.5))
             else:
                 break
         return True
 
-    def put_file(self, key: str, path: Path) -> None:
-        self._transfer("upload_file", str(path), self._key(key))
+    def put_file(self, key: str, path: Path) -> Part:
+        size = path.stat().st_size
+        with path.open("rb") as file, self._speaking("upload", self._key(key)):
+            reader = HashingReader(file)
+            self._client.upload_fileobj(
+                reader, self.bucket, self._key(key), ExtraArgs=self._written_with(), Config=self._transfer(size)
+            )
+        return reader.part(key)
+
+    def verify(self, part: Part) -> None:
+        if self.settings.verify == "checksum":  # the server has checked each part's CRC when it took it
+            size = self._call("head_object", self._key(part.key))["ContentLength"]
+            if size != part.size:
+                raise DigestMismatch(mismatch(self.url(part.key), f"{part.size} bytes", f"{size} bytes"))
+            return
+        digest = hashlib.sha256()
+        with self._speaking("get_object", self._key(part.key)):
+            for chunk in self._client.get_object(Bucket=self.bucket, Key=self._key(part.key))["Body"].iter_chunks(CHUNK):
+                digest.update(chunk)
+        if (found := digest.hexdigest()) != part.sha256:
+            raise DigestMismatch(mismatch(self.url(part.key), part.sha256, found))
 
     def fetch(self, key: str, target: Path) -> None:
-        if not self.exists(key):
-            raise ObjectMissing(f"{self.url(key)} does not exist.")
-        self._transfer("download_file", self._key(key), str(target))
-
-    def _transfer(self, operation: str, first: str, second: str) -> None:
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        order = (first, self.bucket, second) if operation == "upload_file" else (self.bucket, first, second)
         try:
-            getattr(client(), operation)(*order)
-        except (Boto3Error, BotoCoreError, ClientError) as error:
+            with self._speaking("download", self._key(key)):
+                self._client.download_file(self.bucket, self._key(key), str(target), Config=self._transfer(0))
+        except OSError as error:
             raise StoreError(
-                f"store: {operation} of {first} failed ({error}). Check the network and the credentials."
+                f"store: {self.url(key)} cannot be written to {target.parent} ({error.strerror or error}). "
+                "Make room there, or set EVERFRESH_CACHE to a disk that has some."
             ) from error
+
+    def _written_with(self) -> dict[str, str]:
+        arguments = {"ServerSideEncryption": self.settings.encryption, "SSEKMSKeyId": self.settings.kms_key}
+        if self.settings.verify == "checksum":
+            arguments["ChecksumAlgorithm"] = "CRC32"
+        return {name: value for name, value in arguments.items() if value is not None}
+
+    def _transfer(self, size: int) -> Any:
+        from boto3.s3.transfer import TransferConfig
+
+        part = max(PART, -(-size // MOST_PARTS))
+        return TransferConfig(multipart_threshold=part, multipart_chunksize=part, max_concurrency=self.settings.threads)
 
     def exists(self, key: str) -> bool:
         try:
@@ -118,12 +155,16 @@ class S3Store(Store):
         return True
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[Listed]:
-        root = f"{self.prefix}/" if self.prefix else ""
-        start = f"{root}{clean(prefix)}/" if prefix else root
+        root, start = self._start(prefix)
         arguments: dict[str, Any] = {"Prefix": start}
         if after:
             arguments["StartAfter"] = root + after
         yield from sorted(self._pages(root, arguments), key=lambda item: item.key)  # not every server sorts whole keys
+
+    def _start(self, prefix: str) -> tuple[str, str]:
+        """What all keys of the store begin with, and what those under a prefix do."""
+        root = f"{self.prefix}/" if self.prefix else ""
+        return root, f"{root}{clean(prefix)}/" if prefix else root
 
     def _pages(self, root: str, arguments: dict[str, Any]) -> Iterator[Listed]:
         while True:
@@ -139,6 +180,18 @@ class S3Store(Store):
     def delete(self, key: str) -> None:
         self._call("delete_object", self._key(key))
 
+    def unfinished(self) -> Iterator[Unfinished]:
+        root, start = self._start("")
+        with self._speaking("list_multipart_uploads", start):
+            for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=start):
+                for item in page.get("Uploads", ()):
+                    if item["Key"].startswith(start):  # not every server filters
+                        began = item["Initiated"].astimezone(UTC)
+                        yield Unfinished(item["Key"].removeprefix(root), item["UploadId"], 0, began)
+
+    def discard(self, item: Unfinished) -> None:
+        self._call("abort_multipart_upload", self._key(item.key), UploadId=item.version)
+
     def now(self) -> datetime:
         from email.utils import parsedate_to_datetime
 
@@ -146,25 +199,38 @@ class S3Store(Store):
         return parsedate_to_datetime(headers["date"]).astimezone(UTC) if "date" in headers else datetime.now(UTC)
 
     def sub(self, prefix: str) -> S3Store:
-        return S3Store(self.bucket, self._key(prefix))
+        return S3Store(self.bucket, self._key(prefix), self.settings)
 
     def url(self, key: str) -> str:
         return f"s3://{self.bucket}/{self._key(key) if key else self.prefix}"
 
 
+def _fits(answer: Any, data: bytes) -> bool:
+    """Whether the bytes are those of the ETag, where that can be told: an object written at once has its MD5."""
+    etag = str(answer.get("ETag", "")).strip('"')
+    if not MD5.fullmatch(etag) or "kms" in str(answer.get("ServerSideEncryption", "")):
+        return True
+    return hashlib.md5(data, usedforsecurity=False).hexdigest() == etag
+
+
 @cache
-def client() -> BaseClient:
-    """The process's S3 client."""
+def client(settings: S3Config) -> BaseClient:
+    """The process's S3 client for these settings."""
     import boto3
     from botocore.config import Config
 
+    named = settings.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     return boto3.client(
         "s3",
+        endpoint_url=settings.endpoint,
+        region_name=settings.region,
         config=Config(
-            retries={"mode": "standard", "max_attempts": 5},
-            connect_timeout=10,
-            read_timeout=60,
-            max_pool_connections=16,
+            retries={"mode": "standard", "total_max_attempts": settings.max_attempts},
+            connect_timeout=settings.connect_timeout,
+            read_timeout=settings.read_timeout,
+            max_pool_connections=max(10, settings.threads),
+            s3={"addressing_style": settings.addressing or ("path" if named else "auto")},
+            # The newer default breaks stores that do not know it; where `verify` is `checksum`, each write asks for it.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         ),

@@ -36,7 +36,7 @@ class Pipeline:
 
     @property
     def store(self) -> Store:
-        return pipeline_store(self.config.store, self.config.name)
+        return pipeline_store(self.config)
 
     def arrives(self, number: int, scanner: Scanner = CLEAN, samples: int = 90, *, shuffled: bool = False) -> None:
         """Digits come in, those of the demo's window `number`; at most as many as it has."""

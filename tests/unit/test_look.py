@@ -29,7 +29,7 @@ def config(tmp_path: Path) -> PipelineConfig:
 
 @pytest.fixture
 def pipeline(config: PipelineConfig) -> Store:
-    return pipeline_store(config.store, config.name)
+    return pipeline_store(config)
 
 
 def entry(seq: int, **fields: Any) -> JournalEntry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from everfresh.tasks.errors import ConfigError, DigestMismatch, ObjectMissing, StoreError
+from everfresh.tasks.config import S3Config
+from everfresh.tasks.errors import AccessRefused, ConfigError, DigestMismatch, ObjectMissing, StoreError
 from everfresh.tasks.records import Part
 from everfresh.tasks.store import FolderStore, OverlayStore, S3Store, Store, cache_folder, open_store, s3
 
@@ -63,6 +65,12 @@ def test_create_writes_only_where_nothing_stands(store: Store) -> None:
     assert store.create("stream/1.json", b"first") is True
     assert store.create("stream/1.json", b"second") is False
     assert store.get("stream/1.json") == b"first"
+
+
+def test_create_of_the_same_bytes_is_no_loss(store: Store) -> None:
+    assert store.create("k", b"mine")
+    assert store.create("k", b"mine")
+    assert not store.create("k", b"other")
 
 
 def test_create_after_put_is_refused_and_after_delete_granted(store: Store) -> None:
@@ -286,8 +294,10 @@ def test_a_store_that_damages_what_it_takes_is_found_at_the_write(
         def put(self, key: str, data: bytes) -> None:
             super().put(key, data[:-1])
 
-        def put_file(self, key: str, path: Path) -> None:
+        def put_file(self, key: str, path: Path) -> Part:
+            part = super().put_file(key, path)
             super().put(key, path.read_bytes()[:-1])
+            return part
 
     (tmp_path / "file").write_bytes(b"whole")
     with pytest.raises(DigestMismatch, match="part-1"):
@@ -359,8 +369,8 @@ def test_a_missing_bucket_is_a_store_error(s3_endpoint: str, operation: str) -> 
 def test_wrong_credentials_are_a_store_error_that_names_no_secret(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
     monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
-    wrong = s3.client.__wrapped__()
-    monkeypatch.setattr(s3, "client", lambda: wrong)
+    wrong = s3.client.__wrapped__(S3Config())
+    monkeypatch.setattr(s3, "client", lambda _: wrong)
     with pytest.raises(StoreError, match="was refused") as caught:
         s3_store.put("k", b"x")
     assert "wrong-secret" not in str(caught.value)
@@ -368,7 +378,7 @@ def test_wrong_credentials_are_a_store_error_that_names_no_secret(s3_store: S3St
 
 
 class _Scripted:
-    """An S3 client whose put_object gives prepared answers."""
+    """An S3 client whose put_object gives prepared answers; another writer's bytes stand there."""
 
     def __init__(self, *codes: str) -> None:
         self.codes = list(codes)
@@ -380,10 +390,13 @@ class _Scripted:
             raise ClientError({"Error": {"Code": code}}, "PutObject")
         return {}
 
+    def get_object(self, **_: object) -> dict[str, object]:
+        return {"Body": io.BytesIO(b"other")}
+
 
 def test_a_conflict_with_another_writer_is_tried_again_not_taken_for_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     client = _Scripted("ConditionalRequestConflict", "ConditionalRequestConflict", "")
-    monkeypatch.setattr(s3, "client", lambda: client)
+    monkeypatch.setattr(s3, "client", lambda _: client)
     assert S3Store("bucket").create("k", b"x") is True
     client.codes = ["ConditionalRequestConflict", "PreconditionFailed"]
     assert S3Store("bucket").create("k", b"x") is False
@@ -391,7 +404,7 @@ def test_a_conflict_with_another_writer_is_tried_again_not_taken_for_a_loss(monk
 
 def test_a_conflict_that_does_not_end_is_a_store_error(monkeypatch: pytest.MonkeyPatch) -> None:
     client = _Scripted(*["ConditionalRequestConflict"] * 50)
-    monkeypatch.setattr(s3, "client", lambda: client)
+    monkeypatch.setattr(s3, "client", lambda _: client)
     monkeypatch.setattr(s3, "CONFLICT_PAUSE", 0.0)
     with pytest.raises(StoreError, match="ConditionalRequestConflict"):
         S3Store("bucket").create("k", b"x")
@@ -408,9 +421,93 @@ def test_a_stream_that_breaks_off_is_a_store_error(monkeypatch: pytest.MonkeyPat
         def get_object(self, **_: object) -> dict[str, object]:
             return {"Body": Broken()}
 
-    monkeypatch.setattr(s3, "client", Client)
-    with pytest.raises(StoreError, match="s3://bucket"):
+    monkeypatch.setattr(s3, "client", lambda _: Client())
+    with pytest.raises(StoreError, match="s3://bucket/k had no answer"):
         S3Store("bucket").get("k")
+
+
+@pytest.mark.parametrize(
+    ("code", "final", "words"),
+    [
+        ("AccessDenied", True, "no right to do this. Allow s3:GetObject"),
+        ("403", True, "no right to do this. Allow s3:GetObject"),
+        ("ExpiredToken", True, "have expired. Renew them"),
+        ("InvalidAccessKeyId", True, "not known there. Correct AWS_ACCESS_KEY_ID"),
+        ("SignatureDoesNotMatch", True, "not the right one. Correct AWS_ACCESS_KEY_ID"),
+        ("NoSuchBucket", True, "no such bucket. Create it, or correct the address"),
+        ("PermanentRedirect", True, "another region. Set s3.region"),
+        ("RequestTimeTooSkewed", True, r"clocks differ .*. Set this machine's clock"),
+        ("QuotaExceeded", True, "quota is used up. Free some"),
+        ("XMinioStorageFull", True, "no space left. Free some"),
+        ("507", True, "no space left. Free some"),
+        ("NotImplemented", True, "does not offer this. Update the store"),
+        ("SlowDown", False, "is busy. Wait, and run again"),
+        ("InternalError", False, "has failed. Wait, and run again"),
+        ("Strange", False, "no reason that is known here. Check the bucket"),
+    ],
+)
+def test_a_refusal_says_what_is_the_matter_and_what_to_do(
+    code: str, words: str, monkeypatch: pytest.MonkeyPatch, *, final: bool
+) -> None:
+    client = _Scripted(code)
+    monkeypatch.setattr(s3, "client", lambda _: client)
+    with pytest.raises(StoreError, match=rf"put_object on s3://bucket/k was refused \({code}\): .*{words}") as caught:
+        S3Store("bucket").put("k", b"x")
+    assert isinstance(caught.value, AccessRefused) is final
+
+
+# --- writes that never ended -----------------------------------------------------------------------------
+
+
+def test_an_upload_that_never_ended_is_found_and_discarded(s3_store: S3Store) -> None:
+    s3_store.put("a/whole", b"x")
+    arguments = {"Bucket": s3_store.bucket, "Key": f"{s3_store.prefix}/a/half"}
+    s3.client(S3Config()).create_multipart_upload(**arguments)
+    (item,) = s3_store.unfinished()
+    assert (item.key, list(s3_store.sub("b").unfinished())) == ("a/half", [])
+    s3_store.discard(item)
+    assert list(s3_store.unfinished()) == []
+    assert keys(s3_store) == ["a/whole"]
+
+
+def test_a_file_that_was_never_finished_is_found_and_discarded(folder_store: FolderStore) -> None:
+    folder_store.put("a/whole", b"x")
+    (folder_store.root / "a/.tmp-1234").write_bytes(b"half")
+    (item,) = folder_store.unfinished()
+    assert (item.key, item.size) == ("a/.tmp-1234", 4)
+    folder_store.discard(item)
+    assert list(folder_store.unfinished()) == []
+
+
+# --- how S3 is spoken to ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verify", ["read_back", "checksum"])
+@pytest.mark.parametrize("encryption", [None, "AES256"])
+def test_writes_are_encrypted_and_proven_as_the_pipeline_says(
+    s3_store: S3Store, tmp_path: Path, verify: str, encryption: str | None
+) -> None:
+    settings = S3Config.model_validate({"verify": verify, "encryption": encryption})
+    store = S3Store(s3_store.bucket, s3_store.prefix, settings)
+    path = tmp_path / "large"
+    path.write_bytes(bytes(range(256)) * (9 << 12))
+    assert store.create("record", b"x")
+    for part in (store.keep("small", b"bytes"), store.keep_file("large", path)):
+        head = s3.client(settings).head_object(Bucket=store.bucket, Key=f"{store.prefix}/{part.key}")
+        assert head.get("ServerSideEncryption") == encryption
+        assert store.local(part).stat().st_size == part.size
+
+
+def test_settings_reach_the_client(s3_endpoint: str) -> None:
+    settings = S3Config(endpoint="http://127.0.0.1:9", region="eu-west-9", connect_timeout=3, read_timeout=4, max_attempts=2)
+    client = s3.client(settings)
+    assert s3_endpoint != client.meta.endpoint_url == "http://127.0.0.1:9"
+    found = client.meta.config
+    assert (client.meta.region_name, found.connect_timeout, found.read_timeout) == ("eu-west-9", 3, 4)
+    assert (found.retries["total_max_attempts"], found.s3["addressing_style"]) == (2, "path")
+    with pytest.raises(StoreError, match=r"s3://bucket/k had no answer .*\. Check the network and s3\.endpoint"):
+        S3Store("bucket", settings=settings).get("k")
+    client.close()
 
 
 # --- overlay ---------------------------------------------------------------------------------------------

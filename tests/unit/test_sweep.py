@@ -58,7 +58,7 @@ def test_sweeping_twice_finds_nothing_and_an_empty_store_is_clean(store: Store) 
 def test_the_parts_of_a_replay_stay(tmp_path: Path) -> None:
     store, config = second_window(tmp_path)
     run_window(store, config)
-    replayed = pipeline_store(str(tmp_path), "store", "trial")
+    replayed = pipeline_store(config.model_copy(update={"store": str(tmp_path), "name": "store"}), "trial")
     run_window(replayed, config)
     assert replayed.exists("aliases/champion/00000001.json")
     assert [item.key for item in debris(store, NOW) if "/checkpoint-" not in item.key] == []
