@@ -107,9 +107,12 @@ class S3Store(Store):
         size = path.stat().st_size
         with path.open("rb") as file, self._speaking("upload", self._key(key)):
             reader = HashingReader(file)
-            self._client.upload_fileobj(
-                reader, self.bucket, self._key(key), ExtraArgs=self._written_with(), Config=self._transfer(size)
-            )
+            if size < PART:
+                self.put(key, reader.read())
+            else:
+                self._client.upload_fileobj(
+                    reader, self.bucket, self._key(key), ExtraArgs=self._written_with(), Config=self._transfer(size)
+                )
         return reader.part(key)
 
     def verify(self, part: Part) -> None:
@@ -229,7 +232,11 @@ def client(settings: S3Config) -> BaseClient:
             connect_timeout=settings.connect_timeout,
             read_timeout=settings.read_timeout,
             max_pool_connections=max(10, settings.threads),
-            s3={"addressing_style": settings.addressing or ("path" if named else "auto")},
+            s3={
+                "addressing_style": settings.addressing or ("path" if named else "auto"),
+                # A CRC goes with each part; over plain http boto3 would hash it for the signature besides.
+                "payload_signing_enabled": None if settings.verify == "read_back" else False,
+            },
             # The newer default breaks stores that do not know it; where `verify` is `checksum`, each write asks for it.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
