@@ -54,7 +54,7 @@ def run_demo(folder: Path, seed: int) -> None:
     """
     begun = time.monotonic()
     folder = folder.resolve()
-    pipeline = _pipeline_file(folder, seed)
+    pipeline = pipeline_file(folder, seed)
     config = load_config(pipeline)
     store = pipeline_store(config)
     scores = Scores(store, folder / "truth.json", seed)
@@ -136,7 +136,12 @@ class Scores:
         return self.of(before, arrival.scanner), frozen or 0.0, after or 0.0
 
 
-def _pipeline_file(folder: Path, seed: int) -> Path:
+def pipeline_file(folder: Path, seed: int) -> Path:
+    """Write the demo's pipeline into a folder, if it is not there yet.
+
+    Raises:
+        ConfigError: another one is there.
+    """
     path = folder / "pipeline.yaml"
     text = files("everfresh.flows").joinpath("templates/digits.yaml").read_text("utf-8").replace("$SEED", str(seed))
     if path.exists() and path.read_text("utf-8") != text:

