@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Sequence
@@ -195,7 +196,7 @@ def _ready(*, quiet: bool) -> None:
     """Tell each step in a sentence on stderr, and start Prefect's temporary server where no other is configured.
 
     The server is started by a thread that Ctrl-C does not reach, and inherits that: Ctrl-C must end the run, which then
-    tells the server, and not the server under the run.
+    tells the server, and not the server under the run. A run that is killed takes the server with it.
     """
     if not quiet:
         told = logging.StreamHandler()
@@ -211,10 +212,13 @@ def _ready(*, quiet: bool) -> None:
 
     def start() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        server = SubprocessASGIServer()
         try:
-            SubprocessASGIServer().start(SERVER_WITHIN)
+            server.start(SERVER_WITHIN)
         except RuntimeError as error:
             failed.append(error)
+        if server.server_process is not None:
+            _dies_with_us(server.server_process.pid)
 
     starting = threading.Thread(target=start, daemon=True)
     starting.start()
@@ -224,6 +228,15 @@ def _ready(*, quiet: bool) -> None:
             f"prefect: its temporary server must answer within {SERVER_WITHIN} s, got: {failed[0]} "
             "Start one with `prefect server start` and set PREFECT_API_URL to it, then run again."
         )
+
+
+def _dies_with_us(pid: int) -> None:
+    """Let a process end when this one does, however that is: a shell waits on a pipe that only this process holds open."""
+    reader, _held = os.pipe()
+    command = ["/bin/sh", "-c", 'read _; kill -9 "$1"', "sh", str(pid)]
+    quiet = subprocess.DEVNULL
+    subprocess.Popen(command, stdin=reader, stdout=quiet, stderr=quiet, start_new_session=True)  # noqa: S603 - our own words
+    os.close(reader)
 
 
 @app.command()

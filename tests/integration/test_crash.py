@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
+import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from support.cli import SCRIPT, WITHIN, Everfresh
 from support.stream import AGED, Pipeline, make_pipeline
 
+from everfresh.tasks.alias import check_release
 from everfresh.tasks.journal import scheduled
 from everfresh.tasks.ledger import champion_moves, stream
+from everfresh.tasks.sweep import sweep
 
-KILLS = 5
+KILLS = 20
 pytestmark = pytest.mark.slow
 
 
@@ -68,14 +74,29 @@ def undisturbed(everfresh: Everfresh, tmp_path_factory: pytest.TempPathFactory) 
     return made
 
 
+@pytest.mark.timeout(1800)
 def test_killed_runs_end_as_an_undisturbed_one(undisturbed: Pipeline, everfresh: Everfresh, tmp_path: Path) -> None:
-    disturbed = two_windows(tmp_path / "elsewhere", "stream")
-    draw = random.Random(7)
-    hit = sum(killed(everfresh, disturbed, draw.randint(1, 16), draw.uniform(0, 0.1)) for _ in range(KILLS))
-    finish(everfresh.start("run", disturbed.file, "--all"))
-    assert hit >= 3
-    assert outcome(disturbed) == outcome(undisturbed)
-    assert [e.version for e in scheduled(disturbed.store)] == [1, 2]
+    sweep(undisturbed.store, timedelta(0))
+    draw, kills, pipelines = random.Random(7), 0, 0
+    while kills < KILLS:
+        pipelines += 1
+        disturbed = two_windows(tmp_path / str(pipelines), "stream")
+        while kills < KILLS and killed(everfresh, disturbed, draw.randint(0, 16), draw.uniform(0, 0.1)):
+            kills += 1
+            if (move := champion_moves(disturbed.store).last()) is not None:
+                check_release(disturbed.store, move)
+        finish(everfresh.start("run", disturbed.file, "--all"))
+        assert outcome(disturbed) == outcome(undisturbed)
+        assert [e.version for e in scheduled(disturbed.store)] == [1, 2]
+        sweep(disturbed.store, timedelta(0))
+        assert objects(disturbed) == objects(undisturbed)
+    sys.stdout.write(f"{kills} runs of {pipelines} pipelines killed\n")
+
+
+def objects(pipeline: Pipeline) -> list[str]:
+    """The keys of all that stands in the store, finished or not; attempts have names of their own."""
+    found = [*pipeline.store.list(), *pipeline.store.unfinished()]
+    return sorted(re.sub("attempts/[0-9a-f]+", "attempts/*", item.key) for item in found)
 
 
 def test_two_runs_at_once_make_one_entry_and_one_release_a_window(
@@ -107,3 +128,19 @@ def test_ctrl_c_ends_a_run_and_not_the_temporary_server_under_it(everfresh: Ever
     assert errors.splitlines()[-1] == "everfresh: stopped; the same command goes on where it was"
     assert "Traceback" not in errors
     assert time.monotonic() - sent < 30
+
+
+def test_a_killed_run_takes_its_temporary_server_with_it(everfresh: Everfresh, tmp_path: Path) -> None:
+    made = two_windows(tmp_path / "p", "killed")
+    environment = {k: v for k, v in everfresh.environment.items() if k != "PREFECT_API_URL"}
+    environment["PREFECT_HOME"] = str(tmp_path / "home")
+    process = subprocess.Popen([SCRIPT, "run", str(made.file)], env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + WITHIN
+    while not list(made.store.list("ticks")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert any("uvicorn" in " ".join(child.cmdline()) for child in started)
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert alive == []

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support.faults import DIED, READS, WRITES, in_child, outcome, play_until, prepare, whole
+from support.faults import DIED, READS, WRITES, copy, in_child, outcome, play_until, prepare, whole
+from support.s3 import BUCKET
 
-from everfresh.tasks.store import FolderStore
+from everfresh.tasks.store import FolderStore, S3Store, Store
 
 
 @pytest.fixture(scope="module")
@@ -21,29 +24,43 @@ def waiting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def grid(waiting: Path, tmp_path: Path, names: tuple[str, ...]) -> int:
-    """Die at every operation of these names, before and after it; returns how many points there were."""
-    calm = tmp_path / "calm"
-    shutil.copytree(waiting, calm)
-    assert in_child(play_until, calm, str(calm / "store"), 0, "never", names) == 0
-    operations = (calm / "operations").read_text().splitlines()
-    expected = outcome(FolderStore(calm / "store"))
+def grid(waiting: Path, tmp_path: Path, names: tuple[str, ...], bucket: str = "") -> int:
+    """Die at every operation of these names, before and after it; returns how many points there were.
+
+    The store is in the folder of each point, or under a prefix of a bucket.
+    """
+    environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+    def place(name: str) -> tuple[Path, Store, Callable[..., int]]:
+        """A copy of the pipeline, its store, and how it is played."""
+        folder = tmp_path / name
+        shutil.copytree(waiting, folder)
+        store: Store = FolderStore(folder / "store")
+        if bucket:
+            store, before = S3Store(bucket, f"{tmp_path.name}-{name}"), store
+            copy(before, store)
+
+        def play(*how: int | str) -> int:
+            return in_child(play_until, folder, store.url(""), environment, *how, names)
+
+        return folder, store, play
+
+    folder, store, play = place("calm")
+    assert play(0, "never") == 0
+    operations = (folder / "operations").read_text().splitlines()
+    expected = outcome(store)
     releases = {whole(FolderStore(waiting / "store")), *(m["release"] for m in expected[:-1] if "move" in m)}
 
-    def point(place: tuple[int, str]) -> str:
-        number, when = place
-        # The same folder for all would be simpler, but paths stand in the pipeline.
-        folder = tmp_path / f"{when}-{number}"
-        shutil.copytree(waiting, folder)
-        store = FolderStore(folder / "store")
+    def point(where: tuple[int, str]) -> str:
+        number, when = where
+        folder, store, play = place(f"{when}-{number}")
         label = f"{when} {operations[number - 1]}"
         try:
-            status = in_child(play_until, folder, str(store.root), number, when, names)
-            if status != DIED:
+            if (status := play(number, when)) != DIED:
                 return f"{label}: did not die, but ended with {status}"
             if whole(store) not in releases:
                 return f"{label}: a strange champion"
-            if in_child(play_until, folder, str(store.root), 0, "never", names) != 0:
+            if play(0, "never") != 0:
                 return f"{label}: the rerun failed"
             if outcome(store) != expected:
                 return f"{label}: another end"
@@ -51,12 +68,12 @@ def grid(waiting: Path, tmp_path: Path, names: tuple[str, ...]) -> int:
         finally:
             shutil.rmtree(folder)
 
-    places = [(n, when) for n in range(1, len(operations) + 1) for when in ("before", "after")]
+    points = [(n, when) for n in range(1, len(operations) + 1) for when in ("before", "after")]
     with ThreadPoolExecutor(2) as pool:
-        wrong = [words for words in pool.map(point, places) if words]
+        wrong = [words for words in pool.map(point, points) if words]
     assert wrong == []
-    sys.stdout.write(f"{len(places)} points, {2 * len(places)} runs\n")
-    return len(places)
+    sys.stdout.write(f"{'S3' if bucket else 'folder'}: {len(points)} points, {2 * len(points)} runs\n")
+    return len(points)
 
 
 def test_a_death_at_any_write_is_made_good(waiting: Path, tmp_path: Path) -> None:
@@ -67,3 +84,10 @@ def test_a_death_at_any_write_is_made_good(waiting: Path, tmp_path: Path) -> Non
 @pytest.mark.timeout(1800)
 def test_a_death_at_any_operation_is_made_good(waiting: Path, tmp_path: Path) -> None:
     assert grid(waiting, tmp_path, WRITES + READS) > 300
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_death_at_any_operation_is_made_good_on_s3(waiting: Path, tmp_path: Path, s3_endpoint: str) -> None:
+    assert s3_endpoint
+    assert grid(waiting, tmp_path, WRITES + READS, BUCKET) > 300

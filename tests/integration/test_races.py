@@ -1,18 +1,25 @@
-"""Many processes want the next move at once: one gets it, and the history has neither gap nor fork."""
+"""Processes race for the next move, a tick against a person, two pipelines: no gap, no fork, no strange champion."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from support.races import WITHIN, race
+from support.faults import copy, in_child, outcome
+from support.loop import second_window
+from support.races import WITHIN, person, race, tick, whole_stream
 from support.s3 import BUCKET
 
-from everfresh.tasks.ledger import champion_moves
-from everfresh.tasks.store import open_store
+from everfresh.tasks.alias import check_release
+from everfresh.tasks.ledger import champion_moves, find
+from everfresh.tasks.records import Evaluation, Release
+from everfresh.tasks.store import FolderStore, Store, open_store
 
 SPAWN = get_context("spawn")
 
@@ -37,14 +44,62 @@ def play(uri: str, environment: dict[str, str], rounds: int, processes: int) -> 
     )
 
 
+def aws() -> dict[str, str]:
+    """The variables with which another process finds the S3 server."""
+    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+
+@pytest.fixture(params=["folder", "s3"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Address of an empty store that other processes can open."""
+    if request.param == "folder":
+        return str(tmp_path / "common")
+    store: Store = request.getfixturevalue("s3_store")
+    return store.url("")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "rounds"), [(16, 200)])
-def test_of_sixteen_processes_one_wins_each_round_on_a_folder(tmp_path: Path, processes: int, rounds: int) -> None:
-    play(str(tmp_path / "store"), {}, rounds, processes)
+def test_of_sixteen_processes_one_wins_each_round_on_a_folder(tmp_path: Path) -> None:
+    play(str(tmp_path / "store"), {}, 200, 16)
 
 
 @pytest.mark.slow
 def test_of_eight_processes_one_wins_each_round_on_s3(s3_endpoint: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     assert s3_endpoint
-    play(f"s3://{BUCKET}/races", environment, 50, 8)
+    play(f"s3://{BUCKET}/races", aws(), 50, 8)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_tick_and_a_person_at_once_leave_one_history_of_proven_moves(address: str, tmp_path: Path, seed: int) -> None:
+    second_window(tmp_path)
+    store = open_store(address)
+    copy(FolderStore(tmp_path / "store"), store)
+    with ThreadPoolExecutor(2) as pool:
+        working = pool.submit(in_child, tick, tmp_path, address, aws())
+        disturbing = pool.submit(in_child, person, address, aws(), seed, 2.5)
+        assert [working.result(), disturbing.result()] == [0, 0]
+    moves = list(champion_moves(store))
+    assert [m.seq for m in moves] == list(range(1, len(moves) + 1))
+    for before, move in pairwise(moves):
+        check_release(store, move)
+        if move.kind == "publish":
+            release = find(store, f"releases/{move.release}/release.json", Release)
+            assert release is not None
+            proof = find(store, f"evaluations/{release.evaluation}/record.json", Evaluation)
+            assert proof is not None
+            assert (proof.champion_move, before.pinned) == (before.seq, False)
+
+
+def test_two_pipelines_in_one_place_do_not_touch_each_other(address: str, tmp_path: Path) -> None:
+    expected = {}
+    for name in ("one", "two"):
+        second_window(tmp_path / name)
+        copy(FolderStore(tmp_path / name / "store"), open_store(address).sub(name))
+        shutil.copytree(tmp_path / name, tmp_path / f"{name}-alone")
+        alone = FolderStore(tmp_path / f"{name}-alone" / "store")
+        assert in_child(whole_stream, tmp_path / f"{name}-alone", str(alone.root), {}) == 0
+        expected[name] = outcome(alone)
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(in_child, whole_stream, tmp_path / name, f"{address}/{name}", aws()) for name in expected]
+        assert [one.result() for one in both] == [0, 0]
+    assert {name: outcome(open_store(address).sub(name)) for name in expected} == expected

@@ -23,7 +23,7 @@ from everfresh.tasks.store import FolderStore, S3Store, Store
 from everfresh.tasks.sweep import sweep
 
 WRITES = ("put", "create", "put_file", "delete")
-READS = ("get", "fetch", "exists", "list", "now")
+READS = ("get", "fetch", "verify", "exists", "list", "unfinished", "now")
 DIED = 42
 SECOND = {"policy": {"triggers": [{"kind": "new_samples", "count": 1}], "ladder": ["head"]}}
 
@@ -80,9 +80,16 @@ def prepare(folder: Path) -> None:
     second_window(folder)
 
 
-def play_until(folder: Path, uri: str, at: int, when: Literal["before", "after", "never"], names: tuple[str, ...]) -> None:
+def play_until(
+    folder: Path,
+    uri: str,
+    environment: dict[str, str],
+    at: int,
+    when: Literal["before", "after", "never"],
+    names: tuple[str, ...],
+) -> None:
     """Play on a store, and die at its operation `at` of these names; the names of all go to ``operations`` otherwise."""
-    os.environ["EVERFRESH_CACHE"] = str(folder / "cache")
+    os.environ.update(environment, EVERFRESH_CACHE=str(folder / "cache"))
     from everfresh.tasks.store import open_store
 
     store, seen, counting = open_store(uri), [], Lock()
@@ -118,7 +125,14 @@ def whole(store: Store) -> str:
     return move.release
 
 
+def copy(source: Store, target: Store) -> None:
+    """Put every object of a store into another."""
+    for item in source.list():
+        target.put(item.key, source.get(item.key))
+
+
 def outcome(store: Store) -> list[Any]:
     """All that must be equal between two plays once the debris is swept: what was decided, and which objects stand."""
     sweep(store, timedelta(0))
-    return [*fingerprint(store), sorted(re.sub("attempts/[0-9a-f]+", "attempts/*", item.key) for item in store.list())]
+    objects = [*store.list(), *store.unfinished()]
+    return [*fingerprint(store), sorted(re.sub("attempts/[0-9a-f]+", "attempts/*", item.key) for item in objects)]
