@@ -92,9 +92,21 @@ class Store(ABC):
             DigestMismatch: it holds others.
         """
 
-    @abstractmethod
     def fetch(self, key: str, target: Path) -> None:
-        """Copy an object to a local file."""
+        """Copy an object to a local file, whole as far as the store can tell.
+
+        Raises:
+            ObjectMissing: there is none.
+        """
+        self.download(key, target)
+
+    @abstractmethod
+    def download(self, key: str, target: Path) -> None:
+        """Copy an object to a local file, for who checks its digest.
+
+        Raises:
+            ObjectMissing: there is none.
+        """
 
     @abstractmethod
     def exists(self, key: str) -> bool:
@@ -167,11 +179,11 @@ class Store(ABC):
             partial = cached.with_name(f"{part.sha256}.{uuid.uuid4().hex}")
 
             def bring() -> None:
-                self.fetch(part.key, partial)
+                self.download(part.key, partial)
                 check_digest(partial, part, self.url(part.key))
 
             try:
-                _undamaged(bring)
+                undamaged(bring)
                 partial.replace(cached)
             finally:
                 partial.unlink(missing_ok=True)
@@ -190,7 +202,7 @@ class Store(ABC):
                 raise DigestMismatch(mismatch(self.url(part.key), part.sha256, found))
             return data
 
-        return _undamaged(bring)
+        return undamaged(bring)
 
     def keep(self, key: str, data: bytes) -> Part:
         """Write bytes and return the part that a record names, once the store is proven to hold it."""
@@ -201,7 +213,7 @@ class Store(ABC):
             self.verify(part)
             return part
 
-        return _undamaged(write)
+        return undamaged(write)
 
     def keep_file(self, key: str, path: Path) -> Part:
         """Write a local file and return its part, once the store is proven to hold it."""
@@ -211,11 +223,11 @@ class Store(ABC):
             self.verify(part)
             return part
 
-        return _undamaged(write)
+        return undamaged(write)
 
 
-def _undamaged(transfer: Callable[[], T]) -> T:
-    """Bytes that were damaged on their way are sent again."""
+def undamaged(transfer: Callable[[], T]) -> T:
+    """What a transfer gives; bytes that were damaged on their way are sent again."""
     for _ in range(DAMAGED_TRIES - 1):
         with suppress(DigestMismatch):
             return transfer()

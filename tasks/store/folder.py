@@ -78,7 +78,7 @@ class FolderStore(Store):
             except OSError as error:
                 raise self._failed("write", key, error) from error
 
-    def fetch(self, key: str, target: Path) -> None:
+    def download(self, key: str, target: Path) -> None:
         try:
             with self._path(key).open("rb") as source, target.open("wb") as sink:
                 while chunk := source.read(CHUNK):

@@ -42,6 +42,9 @@ class OverlayStore(Store):
     def fetch(self, key: str, target: Path) -> None:
         self._pick(key).fetch(key, target)
 
+    def download(self, key: str, target: Path) -> None:
+        self._pick(key).download(key, target)
+
     def exists(self, key: str) -> bool:
         return self._pick(key).exists(key)
 

@@ -8,17 +8,18 @@ import random
 import re
 import time
 import zlib
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everfresh.tasks.config import S3Config
 from everfresh.tasks.errors import DigestMismatch, ObjectMissing, StoreError
 from everfresh.tasks.records import Part
-from everfresh.tasks.store.base import CHUNK, HashingReader, Listed, Store, Unfinished, clean, mismatch
+from everfresh.tasks.store.base import CHUNK, HashingReader, Listed, Store, Unfinished, clean, file_digest, mismatch, undamaged
 from everfresh.tasks.store.trouble import Conflict, Taken, refused, unreachable
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class S3Store(Store):
 
     def _call(self, operation: str, key: str, **arguments: Any) -> Any:
         arguments = {"Bucket": self.bucket, "Key": key, **arguments} if key else {"Bucket": self.bucket, **arguments}
-        with self._speaking(operation, key):
+        with self._speaking(operation, key or self.prefix):
             return getattr(self._client, operation)(**arguments)
 
     @contextmanager
@@ -57,13 +58,14 @@ class S3Store(Store):
         """Turn boto3's errors into ours."""
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
+        from urllib3.exceptions import HTTPError
 
         address = f"s3://{self.bucket}/{key}"
         try:
             yield
         except ClientError as error:
             raise refused(operation, address, error.response) from error
-        except (BotoCoreError, Boto3Error) as error:
+        except (BotoCoreError, Boto3Error, HTTPError) as error:  # the body of a refusal may break off, too
             raise unreachable(operation, address, error) from error
 
     def get(self, key: str) -> bytes:
@@ -80,7 +82,7 @@ class S3Store(Store):
             if _fits(answer, data) or data == before:
                 return data
             before = data
-            trouble = StoreError(f"store: {self.url(key)} reads differently each time. Check the network between here and it.")
+            trouble = self._unsteady(key)
         raise trouble
 
     @property
@@ -88,12 +90,12 @@ class S3Store(Store):
         return max(2, self.settings.max_attempts)
 
     def put(self, key: str, data: bytes) -> None:
-        self._call("put_object", self._key(key), Body=data, **self._written_with())
+        undamaged(lambda: self._call("put_object", self._key(key), Body=data, **self._whole(data)))
 
     def create(self, key: str, data: bytes) -> bool:
         for attempt in range(CONFLICT_TRIES):
             try:
-                self._call("put_object", self._key(key), Body=data, IfNoneMatch="*", **self._written_with())
+                undamaged(lambda: self._call("put_object", self._key(key), Body=data, IfNoneMatch="*", **self._whole(data)))
             except Taken:
                 return self.get(key) == data  # also the second try after a reply that was lost
             except Conflict:  # two wrote at once and this one was told to come back: it may still win
@@ -130,8 +132,6 @@ class S3Store(Store):
             raise DigestMismatch(mismatch(self.url(part.key), part.sha256, found))
 
     def prove_checksum(self, key: str) -> str:
-        from base64 import b64encode
-
         other = b64encode((zlib.crc32(b"other bytes")).to_bytes(4)).decode()
         try:
             self._call("put_object", self._key(key), Body=b"these bytes", ChecksumCRC32=other)
@@ -148,6 +148,35 @@ class S3Store(Store):
         return f"{means}, s3.verify is {self.settings.verify}"
 
     def fetch(self, key: str, target: Path) -> None:
+        before = ""
+        for _ in range(self._tries):
+            head = self._call("head_object", self._key(key))
+            self.download(key, target)
+            found = file_digest(target)
+            if found == before or self._fits_file(key, head, target):
+                return
+            before = found
+        raise self._unsteady(key)
+
+    def _unsteady(self, key: str) -> StoreError:
+        return StoreError(f"store: {self.url(key)} reads differently each time. Check the network between here and it.")
+
+    def _fits_file(self, key: str, head: Any, path: Path) -> bool:
+        """As ``_fits``; the ETag of an object that came in parts is the MD5 of their MD5s."""
+        etag, _, parts = str(head["ETag"]).strip('"').partition("-")
+        if not MD5.fullmatch(etag) or _by_kms(head):
+            return True
+        with path.open("rb") as file:
+            if not parts:
+                return hashlib.file_digest(file, _md5).hexdigest() == etag
+            step, digests = self._call("head_object", self._key(key), PartNumber=1)["ContentLength"], _md5()
+            if -(-head["ContentLength"] // step) != int(parts):
+                return True  # parts of several sizes, or a server that does not tell
+            while part := file.read(step):
+                digests.update(_md5(part).digest())
+        return digests.hexdigest() == etag
+
+    def download(self, key: str, target: Path) -> None:
         try:
             with self._speaking("download", self._key(key)):
                 self._client.download_file(self.bucket, self._key(key), str(target), Config=self._transfer(0))
@@ -156,6 +185,13 @@ class S3Store(Store):
                 f"store: {self.url(key)} cannot be written to {target.parent} ({error.strerror or error}). "
                 "Make room there, or set EVERFRESH_CACHE to a disk that has some."
             ) from error
+
+    def _whole(self, data: bytes) -> dict[str, str]:
+        """Arguments of a write at once, with which the server refuses bytes that were damaged on their way."""
+        if self.settings.verify == "checksum":
+            return self._written_with()
+        digest = b64encode(_md5(data).digest()).decode()  # the oldest of them, known to all stores
+        return {**self._written_with(), "ContentMD5": digest}
 
     def _written_with(self) -> dict[str, str]:
         arguments = {"ServerSideEncryption": self.settings.encryption, "SSEKMSKeyId": self.settings.kms_key}
@@ -167,7 +203,12 @@ class S3Store(Store):
         from boto3.s3.transfer import TransferConfig
 
         part = max(PART, -(-size // MOST_PARTS))
-        return TransferConfig(multipart_threshold=part, multipart_chunksize=part, max_concurrency=self.settings.threads)
+        return TransferConfig(
+            multipart_threshold=part,
+            multipart_chunksize=part,
+            max_concurrency=self.settings.threads,
+            num_download_attempts=2,  # each of them is tried `max_attempts` times
+        )
 
     def exists(self, key: str) -> bool:
         try:
@@ -230,9 +271,15 @@ class S3Store(Store):
 def _fits(answer: Any, data: bytes) -> bool:
     """Whether the bytes are those of the ETag, where that can be told: an object written at once has its MD5."""
     etag = str(answer.get("ETag", "")).strip('"')
-    if not MD5.fullmatch(etag) or "kms" in str(answer.get("ServerSideEncryption", "")):
-        return True
-    return hashlib.md5(data, usedforsecurity=False).hexdigest() == etag
+    return not MD5.fullmatch(etag) or _by_kms(answer) or _md5(data).hexdigest() == etag
+
+
+def _by_kms(answer: Any) -> bool:
+    """Whether it is encrypted so that its ETag is no MD5."""
+    return "kms" in str(answer.get("ServerSideEncryption", ""))
+
+
+_md5 = partial(hashlib.md5, usedforsecurity=False)
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from everfresh.tasks.errors import AccessRefused, ObjectMissing, StoreError
+from everfresh.tasks.errors import AccessRefused, DigestMismatch, ObjectMissing, StoreError
 
 WRONG = "Correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the machine's role"
 RENEW = "Renew them: log in again, or fetch a new session token"
@@ -44,11 +44,11 @@ KNOWN: dict[str, tuple[bool, str, str]] = {
     "XMinioStorageFull": (True, "there is no space left", FULL),
     "507": (True, "there is no space left", FULL),
     "EntityTooLarge": (True, "the object is larger than the store allows", FEATURE),
-    "BadDigest": (False, "the bytes were damaged on their way", LATER),
-    "XAmzContentSHA256Mismatch": (False, "the bytes were damaged on their way", LATER),
     "SlowDown": (False, "the store is busy", LATER),
     "ServiceUnavailable": (False, "the store is busy", LATER),
     "503": (False, "the store is busy", LATER),
+    "TooManyRequests": (False, "the store is busy", LATER),
+    "429": (False, "the store is busy", LATER),
     "InternalError": (False, "the store has failed", LATER),
     "500": (False, "the store has failed", LATER),
     "RequestTimeout": (False, "the connection was too slow", LATER),
@@ -60,6 +60,7 @@ OTHER = (
     "it gives no reason that is known here",
     "Check the bucket's name, the credentials, their rights and s3.endpoint",
 )
+DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
 MISSING = {"NoSuchKey", "404", "NotFound"}
 CREDENTIALS = ("Credential", "Token", "SSO", "Login")
 """Names of boto3's errors that are about credentials hold one of these."""
@@ -82,6 +83,10 @@ def refused(operation: str, address: str, answer: Mapping[str, Any]) -> StoreErr
         return Taken(f"{address} exists already.")
     if code in {"ConditionalRequestConflict", "OperationAborted", "409"}:
         return Conflict(f"store: {operation} on {address} met another writer again and again ({code}). {LATER}.")
+    if code in DAMAGED:
+        return DigestMismatch(
+            f"store: {operation} on {address} was refused ({code}): the bytes were damaged on their way. {LATER}."
+        )
     final, matter, remedy = KNOWN.get(code, OTHER)
     return (AccessRefused if final else StoreError)(
         f"store: {operation} on {address} was refused ({code}): {matter}. {remedy}."

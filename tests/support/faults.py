@@ -23,7 +23,7 @@ from everfresh.tasks.store import FolderStore, S3Store, Store
 from everfresh.tasks.sweep import sweep
 
 WRITES = ("put", "create", "put_file", "delete")
-READS = ("get", "fetch", "verify", "exists", "list", "unfinished", "now")
+READS = ("get", "download", "verify", "exists", "list", "unfinished", "now")
 DIED = 42
 SECOND = {"policy": {"triggers": [{"kind": "new_samples", "count": 1}], "ladder": ["head"]}}
 
