@@ -190,14 +190,14 @@ def test_a_fault_that_stays_is_a_sentence_without_secrets(proxy: Proxy, tmp_path
 
 
 @pytest.mark.parametrize("fault", ["cut", "pause"])
-@pytest.mark.parametrize("read", ["get", "fetch"])
+@pytest.mark.parametrize("read", ["get", "download"])
 def test_an_answer_that_breaks_off_while_it_says_that_nothing_is_there_is_a_store_error(
     proxy: Proxy, tmp_path: Path, read: str, fault: Fault
 ) -> None:
     """botocore reads the body of a refusal where it does not expect trouble."""
     store = hostile_store(proxy, fault)
     with proxy.injecting(always(fault)), pytest.raises(StoreError):
-        store.get("k") if read == "get" else fetch(store, tmp_path)
+        store.get("k") if read == "get" else store.download("k", tmp_path / "down")
     assert set(proxy.happened) == {fault}
 
 
