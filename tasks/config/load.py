@@ -18,6 +18,9 @@ from everfresh.tasks.config.sections import ImageFolder, PipelineConfig, TarShar
 from everfresh.tasks.errors import ConfigError
 
 SECRET_KEY = re.compile(r"(secret|password|passwd|access[_-]?key|api[_-]?key|token|credential)", re.IGNORECASE)
+WHOLE_FILE = "pipeline"
+LONGEST = 80
+"""Characters of a value that an error repeats."""
 SECRET_VALUE = re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b|://[^/@\s]+:[^@\s]+@")
 
 
@@ -83,28 +86,58 @@ def json_schema() -> str:
     return json.dumps(PipelineConfig.model_json_schema(), indent=2) + "\n"
 
 
+# What pydantic's kinds of errors mean in the file: the rule, and what to write instead.
+WHOLE, NUMBER = ("must be a whole number", "Write one without a point"), ("must be a number", "Write one such as 0.05")
+YES_NO, TEXT = ("must be true or false", "Write one of the two"), ("must be text", "Put it into quotes")
+SECTION = ("must be a section", "Write its keys below it, each in a line of its own and indented")
+RULES = {
+    "int_type": WHOLE, "int_parsing": WHOLE, "int_from_float": WHOLE, "float_type": NUMBER, "float_parsing": NUMBER,
+    "finite_number": NUMBER, "bool_type": YES_NO, "bool_parsing": YES_NO, "string_type": TEXT,
+    "model_type": SECTION, "model_attributes_type": SECTION, "dict_type": SECTION, "union_tag_not_found": SECTION,
+    "tuple_type": ("must be a list", "Write it as [a, b]"),
+    "greater_than_equal": ("must be at least {ge}", "Raise it"), "greater_than": ("must be more than {gt}", "Raise it"),
+    "less_than_equal": ("must be at most {le}", "Lower it"), "less_than": ("must be less than {lt}", "Lower it"),
+    "literal_error": ("must be one of {expected}", "Choose one"),
+    "union_tag_invalid": ("must be one of {expected_tags}", "Choose one"),
+    "too_short": ("must hold at least {min_length}", "Add some"),
+}  # fmt: skip
+PATTERNS = {
+    "name": ("must be lower case letters, digits and dashes", "It names folders and runs"),
+    "model.architecture": ("must be a torchvision model such as resnet18, or package.module:callable", "Correct it"),
+    "s3.region": ("must be a region such as eu-west-1", "Correct it"),
+}
+"""What the patterns of single fields mean."""
+
+
 def _explain(error: ValidationError, raw: dict[str, Any]) -> Iterator[str]:
-    for item in error.errors(include_url=False):
-        field = _field(item["loc"], raw)
-        value = item["input"] if not isinstance(item["input"], dict | list) else f"a {type(item['input']).__name__}"
-        match item["type"]:
-            case "extra_forbidden":
-                close = get_close_matches(str(item["loc"][-1]), _known_keys(), n=1)
-                meant = f" Did you mean {close[0]}?" if close else ""
-                yield f"{field}: unknown key.{meant} Remove it or correct its spelling; `everfresh init` lists all keys."
-            case "union_tag_invalid":
-                known, kind = item["ctx"]["expected_tags"].replace("'", ""), item["ctx"]["tag"]
-                yield f"{field}.kind: must be one of {known}, got {kind!r}. Change it to fit."
-            case "tuple_type":
-                yield f"{field}: must be a list, got {value!r}. Write it as [a, b]."
-            case "string_pattern_mismatch" if field == "name":
-                yield f"name: must be lower case letters, digits and dashes, got {value!r}. It names folders and runs."
-            case "missing":
-                yield f"{field}: is required. Add it; `everfresh init` shows an example."
-            case "value_error":
-                yield f"{field}: {item['ctx']['error']!s}."
-            case _:
-                yield f"{field}: {item['msg'][0].lower() + item['msg'][1:]}, got {value!r}. Change it to fit."
+    items = error.errors(include_url=False)
+    for item in items:
+        field, kind, where = _field(item["loc"], raw), item["type"], item["loc"]
+        if kind == "too_short" and any(i is not item and i["loc"][: len(where)] == where for i in items):
+            continue  # its entries are wrong, not too few
+        if kind == "extra_forbidden":
+            close = get_close_matches(str(where[-1]), _known_keys(), n=1)
+            meant = f" Did you mean {close[0]}?" if close else ""
+            yield f"{field}: unknown key.{meant} Remove it or correct its spelling; `everfresh init` lists all keys."
+        elif kind == "missing":
+            yield f"{field}: is required. Add it; `everfresh init` shows an example."
+        elif kind == "value_error":
+            yield f"{'' if field == WHOLE_FILE else field + ': '}{item['ctx']['error']!s}."
+        else:
+            other = (item["msg"][0].lower() + item["msg"][1:], "Change it to fit")
+            rule, remedy = RULES.get(kind, PATTERNS.get(field, other))
+            context = {name: f"{value:g}" if isinstance(value, float) else value for name, value in item.get("ctx", {}).items()}
+            if kind == "union_tag_invalid":
+                field, item["input"] = f"{field}.kind", context["tag"]
+            yield f"{field}: {rule.format_map(context).replace(chr(39), '')}, got {_shown(item['input'])}. {remedy}."
+
+
+def _shown(value: Any) -> str:
+    """A value as it stands in the file, cut where it is long."""
+    if isinstance(value, dict | list | tuple):
+        return f"{'keys' if isinstance(value, dict) else 'a list'} of {len(value)}" if value else "nothing in it"
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text):,} characters)"
 
 
 def _field(where: tuple[int | str, ...], raw: Any) -> str:
@@ -117,7 +150,7 @@ def _field(where: tuple[int | str, ...], raw: Any) -> str:
             parts.append(str(part))
         if inside:
             raw = raw[part]
-    return ".".join(parts) or "pipeline"
+    return ".".join(parts) or WHOLE_FILE
 
 
 @cache

@@ -143,6 +143,53 @@ def test_all_wrong_fields_are_told_at_once() -> None:
         assert field in str(caught.value)
 
 
+CREDENTIAL = (
+    "must not hold a credential. Remove it and let boto3 find the credentials: environment (AWS_ACCESS_KEY_ID, …), "
+    "a profile (AWS_PROFILE) or the machine's role."
+)
+WORDS: list[tuple[dict[str, Any], str]] = [
+    ({"window__maxsamples": 1}, "window.maxsamples: unknown key. Did you mean max_samples? Remove it or correct its spelling; "
+        "`everfresh init` lists all keys."),
+    ({"colour": "red"}, "colour: unknown key. Remove it or correct its spelling; `everfresh init` lists all keys."),
+    ({"window__max_samples": "many"}, "window.max_samples: must be a whole number, got 'many'. Write one without a point."),
+    ({"window__max_samples": 1.5}, "window.max_samples: must be a whole number, got 1.5. Write one without a point."),
+    ({"fine_tune__learning_rate": "fast"}, "fine_tune.learning_rate: must be a number, got 'fast'. Write one such as 0.05."),
+    ({"source__ordered": "perhaps"}, "source.ordered: must be true or false, got 'perhaps'. Write one of the two."),
+    ({"name": 5}, "name: must be text, got 5. Put it into quotes."),
+    ({"window": 5}, "window: must be a section, got 5. Write its keys below it, each in a line of its own and indented."),
+    ({"model__classes": "cat"}, "model.classes: must be a list, got 'cat'. Write it as [a, b]."),
+    ({"model__precision": "fp8"}, "model.precision: must be one of fp32 or bf16, got 'fp8'. Choose one."),
+    ({"source__kind": "kafka"}, "source.kind: must be one of folder, shards, got 'kafka'. Choose one."),
+    ({"fine_tune__epochs": 0}, "fine_tune.epochs: must be at least 1, got 0. Raise it."),
+    ({"drift__false_alarm_rate": 0.9}, "drift.false_alarm_rate: must be at most 0.5, got 0.9. Lower it."),
+    ({"drift__false_alarm_rate": 0}, "drift.false_alarm_rate: must be more than 0, got 0. Raise it."),
+    ({"window__holdout_fraction": 1}, "window.holdout_fraction: must be less than 1, got 1. Lower it."),
+    ({"gates": [{"kind": "floor", "minimum": 2}]}, "gates.0.minimum: must be at most 1, got 2. Lower it."),
+    ({"model__architecture": "ResNet 50"}, "model.architecture: must be a torchvision model such as resnet18, or "
+        "package.module:callable, got 'ResNet 50'. Correct it."),
+    ({"s3__region": "EU West"}, "s3.region: must be a region such as eu-west-1, got 'EU West'. Correct it."),
+    ({"gates": []}, "gates: must hold at least 1, got nothing in it. Add some."),
+    ({"name": "x" * 1_000_000}, "name: must be lower case letters, digits and dashes, got '" + "x" * 79
+        + "… (1,000,002 characters). It names folders and runs."),
+    ({"window__min_samples": 10, "window__max_samples": 9},
+        "window: min_samples must not exceed max_samples, got 10 > 9. Raise max_samples."),
+    ({"source__labels": {"kind": "none"}}, "policy.triggers must be empty while source.labels is none, got drift, performance: "
+        "nothing can be trained without labels. Write `triggers: []` to watch only, or say where labels are."),
+    ({"s3__kms_key": "k"}, "s3: kms_key must come with encryption aws:kms, got encryption None: the key would not be used. "
+        "Set encryption, or remove the key."),
+    ({"alerts__password": "hunter2"}, f"alerts.password {CREDENTIAL}"),
+    ({"store": "https://u:pw@h/b"}, f"store {CREDENTIAL}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "words"), WORDS, ids=[next(iter(c)) + str(n) for n, (c, _) in enumerate(WORDS)])
+def test_an_error_is_one_line_with_field_rule_value_and_remedy(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(pipeline(**changes), label="p.yaml")
+    between = " " if words.endswith(CREDENTIAL) else "\n  "
+    assert str(caught.value) == f"p.yaml:{between}{words}"
+
+
 # --- bounds ----------------------------------------------------------------------------------------------
 
 INFINITY, NAN = float("inf"), float("nan")
