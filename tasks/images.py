@@ -1,8 +1,8 @@
 """Bytes of a picture: checked and measured once at ingest, decoded and transformed for the model.
 
-Every picture becomes RGB, upright as its EXIF says, at most ``MAX_PIXELS`` large. What is measured are the
-properties of Evidently's and Deepchecks' image suites: brightness, contrast, sharpness, colourfulness
-(Hasler & Süsstrunk 2003) and shape.
+Every picture becomes RGB, upright as its EXIF says, at most ``MAX_PIXELS`` large; its header is judged before any
+pixel is unpacked, so a small file of a huge picture costs nothing. What is measured are the properties of Evidently's
+and Deepchecks' image suites: brightness, contrast, sharpness, colourfulness (Hasler & Süsstrunk 2003) and shape.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     import torch
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+"""Pillow's readers that may see a file; among the others is one that hands PostScript to Ghostscript."""
 MAX_PIXELS = 64_000_000
+MIN_SIDE = 4
+"""Smaller ones are what trackers and failed downloads leave; they show nothing."""
 MAX_ASPECT = 50
 """A thread of a picture would become huge when its shorter side is resized to the model's input."""
 
@@ -60,13 +64,17 @@ def decode(data: bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"has {image.width} × {image.height} pixels, more than {MAX_PIXELS:,}")
             if max(image.size) > MAX_ASPECT * min(image.size):
                 raise DataError(f"has {image.width} × {image.height} pixels, longer than {MAX_ASPECT} times its width")
-            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # cameras put a preview into an MPO
-                raise DataError(f"is animated ({image.n_frames} frames)")  # type: ignore[attr-defined]
+            if min(image.size) < MIN_SIDE:
+                raise DataError(f"has {image.width} × {image.height} pixels, fewer than {MIN_SIDE} a side")
+            if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:  # cameras put a preview into an MPO
+                raise DataError(f"holds {frames} pictures (animated, or several pages)")
+            if image.format == "PNG":
+                Image.open(io.BytesIO(data), formats=FORMATS).verify()  # loading passes over wrong checksums
             image.load()
             upright = ImageOps.exif_transpose(image)
             return _rgb(upright)
@@ -82,8 +90,9 @@ def decode(data: bytes) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits a channel: scale, do not clip
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
+        most = values.max(initial=0)
+        top = 65535.0 if most > 255 else 1.0 if image.mode == "F" and most <= 1 else 255.0  # real numbers are often 0…1
         return Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
         rgba = image.convert("RGBA")

@@ -34,11 +34,14 @@ REFUSED = {
     "text": (b"not a picture at all", "not a picture in a known format"),
     "truncated jpeg": (noise(0, 64, "jpeg")[:-400], "cannot be decoded"),
     "truncated png": (noise(0, 64)[:-400], "cannot be decoded"),
-    "animation": (animated_gif(), "animated"),
+    "animation": (animated_gif(), "holds 3 pictures"),
     "bomb": (png_header(60_000, 60_000), f"more than {MAX_PIXELS:,}"),
     "large": (png_header(9_000, 9_000), f"more than {MAX_PIXELS:,}"),
     "very large": (png_header(10_000, 10_000), f"more than {MAX_PIXELS:,}"),
     "thread": (encode(np.zeros((1, 2_000, 3), np.uint8)), "2000 × 1 pixels"),
+    "single pixel": (encode(flat(9, 1)), "1 × 1 pixels, fewer than 4 a side"),
+    "wrong checksum": (noise(0)[:-17] + b"?" + noise(0)[-16:], "cannot be decoded"),
+    "PostScript": (saved(Image.new("RGB", (8, 8)), "EPS"), "not a picture in a known format"),
 }
 
 
@@ -84,9 +87,16 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert abs(int(pixels[32]) - 129) <= 1
 
 
+@pytest.mark.parametrize("top", [1, 255])
+def test_real_numbers_from_0_to_1_or_to_255_are_seen(top: int) -> None:
+    values = np.linspace(0, top, 64, dtype=np.float32).reshape(8, 8)
+    pixels = np.asarray(decode(encode(values, "tiff")))[..., 0].ravel()
+    assert (pixels[0], pixels[32] // 2, pixels[-1]) == (0, 64, 255)
+
+
 def test_real_numbers_that_are_not_finite_do_not_warn() -> None:
     values = np.full((8, 8), 100.0, dtype=np.float32)
-    values[0, 0] = np.nan
+    values[0, :3] = np.nan, np.inf, -np.inf
     assert np.asarray(decode(encode(values, "tiff")))[4, 4, 0] == 100
 
 

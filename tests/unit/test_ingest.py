@@ -391,7 +391,7 @@ BAD = {
     "cat/truncated.jpg": (noise(1, 64, "jpeg")[:-400], "cannot be decoded"),
     "cat/empty.png": (b"", "is empty (0 bytes)"),
     "cat/text.jpg": (b"these are words", "is not a picture in a known format"),
-    "cat/animated.gif": (animated_gif(), "is animated (3 frames)"),
+    "cat/animated.gif": (animated_gif(), "holds 3 pictures (animated, or several pages)"),
     "cat/bomb.png": (png_header(60_000, 60_000), "pixels"),
 }
 
