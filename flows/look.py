@@ -136,7 +136,7 @@ def set_aside(config: PipelineConfig, entries: Sequence[JournalEntry], most: int
             key = f"quarantine/{entry.view}/quarantine.jsonl"
             for line in store.get(key).decode().splitlines()[:most]:
                 row = json.loads(line)
-                yield f"set aside in window {entry.seq}: {row['key']} {row['reason']}"
+                yield f"set aside in window {entry.seq}: {row['key']!r} {row['reason']}"
             yield f"all {entry.quarantined} with their reasons: {store.url(key)}"
 
 

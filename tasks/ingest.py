@@ -1,31 +1,31 @@
 """Ingest: what is new in the source becomes one frozen window.
 
 Each new file is read once, decoded, measured, hashed and put into a group; one that cannot be used goes into
-quarantine with the reason. Then the view is written, and creating the next stream entry commits the window
-and the source cursor together: a crash before it loses nothing, a crash after it repeats nothing.
+quarantine with the reason, and so do identical pictures whose labels differ. Then the view is written, and creating
+the next stream entry commits the window and the source cursor together: a crash before it loses nothing, a crash
+after it repeats nothing. What is new is told by key and version, never by a clock: one that goes back, or files
+dated 1970 or 2100, at most change the order in which files are taken.
+
+A folder's links are followed, also to files outside of it: many inboxes are made of links. Of an archive only plain
+files are read, in place and whatever path they claim: nothing is ever unpacked.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import logging
-import re
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
-from typing import Any
-from zoneinfo import ZoneInfo
+from pathlib import Path, PurePosixPath
 
 from everfresh.tasks.config import ImageFolder, ParentFolder, PipelineConfig, Sidecar, TarShards
 from everfresh.tasks.errors import AccessRefused, DataError, ObjectMissing, SourceError, StoreError
 from everfresh.tasks.images import SUFFIXES, examine
+from everfresh.tasks.labels import Annotation, Unusable, name_in, read_table
 from everfresh.tasks.ledger import stream
 from everfresh.tasks.progress import bar
 from everfresh.tasks.records import Cursor, Split, StreamEntry, Window, digest_of
@@ -56,15 +56,6 @@ class SourceFile:
     archive: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Annotation:
-    """What the labels say of one file."""
-
-    label: str | None = None
-    timestamp: datetime | None = None
-    slices: Mapping[str, str] = field(default_factory=dict)
-
-
 def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
     """Turn what is new in the source into the next window.
 
@@ -93,6 +84,11 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
                 f"source: new files must be readable, got {len(wanted)} of which none is, {wanted[0].key} among them. "
                 "Grant the right to read them, or remove them."
             )
+        if isinstance(config.source.labels, Sidecar) and not any(f.key in annotations for f in taken):
+            log.warning(
+                "none of %d new files has a row in %s: %r has none; the first row is for %r. Keys are relative to the source",
+                len(taken), config.source.labels.path, taken[0].key, next(iter(annotations), "")[:200],
+            )  # fmt: skip
         if alike := writer.part_crowds(partial(_split, config=config)):
             log.warning("%d pictures look alike, as a fixed camera's do: only identical ones share a split", alike)
         window = writer.commit(store, config.model.classes)
@@ -145,6 +141,9 @@ def _take(
     except ObjectMissing:
         writer.reject(file.key, "vanished between listing and reading", b"")
         return True
+    except DataError as error:
+        writer.reject(file.key, str(error), b"")
+        return True
     except AccessRefused as error:
         if isinstance(config.source, ImageFolder) and config.source.ordered:
             raise  # later keys would leave it behind for good
@@ -154,8 +153,8 @@ def _take(
         picture = examine(data)
         annotation = annotations.get(file.key, Annotation())
         if isinstance(config.source.labels, ParentFolder):
-            annotation = Annotation(label=_parent(file.key.removeprefix(f"{file.archive_key}/")))
-        elif isinstance(annotation, _Unusable):
+            annotation = Annotation(label=name_in(_parent(file.key.removeprefix(f"{file.archive_key}/"))))
+        elif isinstance(annotation, Unusable):
             raise DataError(annotation.reason)
     except DataError as error:
         writer.reject(file.key, str(error), data)
@@ -185,8 +184,8 @@ def _split(group: str, config: PipelineConfig) -> Split:
 
 
 def _parent(key: str) -> str | None:
-    parts = key.split("/")
-    return parts[-2] if len(parts) > 1 else None
+    folder = key.rpartition("/")[0].rpartition("/")[2]
+    return None if folder in {"", ".", ".."} else folder  # archives are often made of "."
 
 
 def _ordered(files: list[SourceFile], config: PipelineConfig) -> list[SourceFile]:
@@ -286,7 +285,8 @@ class Source:
         archive = self._local(place, item)
         try:
             with tarfile.open(archive, "r:") as tar:  # uncompressed: members are read in place
-                members = {m.name: m for m in tar if m.isfile() and m.name.lower().endswith(SUFFIXES)}  # the last one counts
+                members = {m.name: m for m in tar if not m.isdir() and m.name.lower().endswith(SUFFIXES)}  # the last one counts
+                _check_end(tar)
         except (tarfile.TarError, OSError) as error:
             raise SourceError(
                 f"source.paths: {item.key} is not a readable, uncompressed tar archive ({error}). Write it again."
@@ -310,9 +310,17 @@ class Source:
         return cached
 
     def read(self, file: SourceFile) -> bytes:
-        """The file's bytes."""
+        """The file's bytes.
+
+        Raises:
+            DataError: it is none that can be read: a link or a device in an archive, a key that is no path.
+        """
         if file.member is None or file.archive is None:
+            if PurePosixPath(file.key).as_posix() != file.key:
+                raise DataError("has a key with empty parts, which is no path; put it under another one")
             return self._stores[file.place].get(file.key)
+        if not file.member.isreg() or file.member.issparse():
+            raise DataError("is a link, a device or a sparse file in its archive; only plain files are read")
         with file.archive.open("rb") as archive:
             archive.seek(file.member.offset_data)
             return archive.read(file.size)
@@ -325,7 +333,16 @@ class Source:
         """
         if not isinstance(self.config.labels, Sidecar):
             return {}
-        return _read_sidecar(self._stores[0], self.config.labels, self.config.timezone)
+        return read_table(self._stores[0], self.config.labels, self.config.timezone)
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """A damaged header in the middle would pass for the end, and what follows would be lost."""
+    file = tar.fileobj
+    if file is not None:
+        file.seek(tar.offset)
+        if any(file.read(tarfile.BLOCKSIZE)):
+            raise tarfile.ReadError(f"damaged at byte {tar.offset:,}")
 
 
 def _check_name(key: str) -> None:
@@ -333,79 +350,3 @@ def _check_name(key: str) -> None:
         key.encode()
     except UnicodeEncodeError:
         raise SourceError(f"source: the name of a file must be UTF-8, got {key!r}. Rename it.") from None
-
-
-@dataclass(frozen=True, slots=True)
-class _Unusable(Annotation):
-    """A row of the sidecar that cannot be used; its file goes into quarantine with the reason."""
-
-    reason: str = ""
-
-
-def _read_sidecar(store: Store, sidecar: Sidecar, timezone: str | None) -> dict[str, Annotation]:
-    try:
-        data = store.get(sidecar.path)
-    except ObjectMissing:
-        raise SourceError(
-            f"source.labels.path must be a table in the source, got {sidecar.path!r}, which is not there. "
-            "Write it beside the pictures or correct the path."
-        ) from None
-    rows = list(_rows(data, sidecar.path))
-    needed = [sidecar.key_column, sidecar.label_column, *sidecar.slice_columns]
-    needed += [sidecar.timestamp_column] if sidecar.timestamp_column else []
-    found = {str(column): None for row in rows for column in row} if rows else dict.fromkeys(needed)
-    if missing := [c for c in needed if c not in found]:
-        raise SourceError(
-            f"source.labels: {sidecar.path} must have the columns {', '.join(needed)}, got {', '.join(found)[:200]}; "
-            f"{', '.join(missing)} missing. Correct the names or the delimiter (comma)."
-        )
-    annotations: dict[str, Annotation] = {}
-    for number, row in enumerate(rows, 1):
-        if row.get(sidecar.key_column) in (None, ""):
-            raise SourceError(
-                f"source.labels: row {number} of {sidecar.path} must name a file, got none. Fill {sidecar.key_column}."
-            )
-        key = str(row[sidecar.key_column])
-        annotation = _annotation(row, sidecar, timezone)
-        known = annotations.get(key)
-        if known is not None and known != annotation:
-            annotation = _Unusable(reason=f"has two different rows in {sidecar.path}")
-        annotations[key] = annotation
-    return annotations
-
-
-def _rows(data: bytes, name: str) -> Iterator[dict[str, Any]]:
-    try:
-        if name.endswith(".parquet"):
-            import pyarrow.parquet as pq
-
-            yield from pq.read_table(io.BytesIO(data)).to_pylist()
-        elif name.endswith((".jsonl", ".ndjson")):
-            for line in data.decode("utf-8-sig").splitlines():
-                if line.strip():
-                    yield dict(json.loads(line))
-        elif name.endswith(".csv"):
-            yield from csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-        else:
-            raise SourceError(f"source.labels.path must end in .csv, .jsonl or .parquet, got {name!r}. Rename or convert it.")
-    except (UnicodeDecodeError, ValueError, TypeError, csv.Error, OSError) as error:
-        raise SourceError(f"source.labels: {name} cannot be read ({error}). Write it again, as UTF-8.") from error
-
-
-def _annotation(row: Mapping[str, Any], sidecar: Sidecar, timezone: str | None) -> Annotation:
-    label = row.get(sidecar.label_column)
-    slices = {c: str(row[c]) for c in sidecar.slice_columns if row.get(c) is not None}
-    moment: datetime | None = None
-    if sidecar.timestamp_column and (raw := row.get(sidecar.timestamp_column)):
-        try:
-            moment = raw if isinstance(raw, datetime) else datetime.fromisoformat(str(raw))
-            if moment.tzinfo is None:
-                if timezone is None:
-                    return _Unusable(reason=f"has the time {raw} without a zone, and source.timezone is not set")
-                moment = moment.replace(tzinfo=ZoneInfo(timezone))
-            moment = moment.astimezone(UTC)
-        except (ValueError, OverflowError):
-            return _Unusable(reason=f"has the time {str(raw)[:40]!r}, which is not ISO 8601")
-        moment = datetime.combine(moment.date(), moment.time(), UTC)  # a table may give a subclass with nanoseconds
-    text = None if label is None else re.sub(r"\s+", " ", str(label)).strip()
-    return Annotation(text or None, moment, slices)

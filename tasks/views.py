@@ -121,11 +121,31 @@ class ViewWriter:
         self.samples = [replace(s, group=s.digest, split=split(s.digest)) if s.group in crowds else s for s in self.samples]
         return sum(sizes[group] for group in crowds)
 
+    def _set_contradictions_aside(self) -> None:
+        """Identical pictures with different labels go into quarantine, all of them: nobody can say which is right.
+
+        A picture without a label contradicts nothing. The shards keep their bytes, but no sample points there.
+        """
+        first: dict[str, dict[str, str]] = {}  # by digest and label, the first key
+        for s in self.samples:
+            if s.label is not None:
+                first.setdefault(s.digest, {}).setdefault(s.label, s.key)
+        torn = [s for s in self.samples if s.label is not None and len(first[s.digest]) > 1]
+        for s in torn:
+            label, key = next((label, key) for label, key in first[s.digest].items() if label != s.label)
+            with self._shards[s.shard].open("rb") as file:
+                file.seek(s.offset)
+                data = file.read(s.size)
+            self.reject(s.key, f"is labelled {s.label!r}, but {key[:200]!r} has the same bytes and is labelled {label!r}", data)
+        gone = {s.key for s in torn}
+        self.samples = [s for s in self.samples if s.key not in gone]
+
     def commit(self, store: Store, classes: Sequence[str]) -> Window:
         """Write shards, manifest and quarantine, then the record that makes the view exist."""
         import pyarrow.parquet as pq
 
         self._close()
+        self._set_contradictions_aside()
         view = digest_of(
             sorted([s.key, s.digest, s.label or "", str(s.timestamp or ""), s.split, s.slices] for s in self.samples),
             sorted([r["key"], r["sha256"], r["reason"]] for r in self.rejected),

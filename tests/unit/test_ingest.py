@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from support.pickles import find_pickles
-from support.pictures import animated_gif, digits, noise, png_header, table, write_folder, write_tar
+from support.pictures import animated_gif, digits, noise, png_header, write_folder, write_tar
+from support.windows import CLASSES, pictures, pipeline, quarantined, taken
 
 from everfresh.tasks import ingest as module
-from everfresh.tasks.config import PipelineConfig, parse_config
+from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.errors import AccessRefused, SourceError, StoreError
 from everfresh.tasks.images import examine
 from everfresh.tasks.ingest import ingest
 from everfresh.tasks.ledger import stream
-from everfresh.tasks.records import StreamEntry
 from everfresh.tasks.store import FolderStore, S3Store, Store
 from everfresh.tasks.views import View
-
-CLASSES = ["cat", "dog"]
-
-
-def pipeline(source: dict[str, Any] | Path, **window: Any) -> PipelineConfig:
-    if isinstance(source, Path):
-        source = {"kind": "folder", "path": str(source)}
-    silent = source.get("labels", {}).get("kind") == "none"
-    raw = {"name": "p", "store": "unused", "source": source, "model": {"classes": CLASSES}, "window": window}
-    return parse_config({**raw, "policy": {"triggers": []}} if silent else raw)
-
-
-def pictures(*keys: str) -> dict[str, bytes]:
-    """A picture of its own under each key."""
-    return {key: noise(sum(map(ord, key)) * 1_000 + len(key)) for key in keys}
-
-
-def taken(store: Store, entry: StreamEntry | None) -> list[str]:
-    assert entry is not None
-    return [sample.key for sample in View(store, entry.view).samples]
-
-
-def quarantined(store: Store, entry: StreamEntry | None) -> dict[str, str]:
-    assert entry is not None
-    if View(store, entry.view).window.quarantined == 0:
-        return {}
-    lines = store.get(f"quarantine/{entry.view}/quarantine.jsonl").decode().splitlines()
-    return {row["key"]: row["reason"] for row in map(json.loads, lines)}
-
 
 # --- what a window is made of ----------------------------------------------------------------------------
 
@@ -96,131 +65,6 @@ def test_equal_pictures_under_two_keys_are_two_samples_of_one_split(folder_store
     samples = View(folder_store, entry.view).samples
     assert len(samples) == 8
     assert len({s.split for s in samples}) == 1
-
-
-# --- sidecars --------------------------------------------------------------------------------------------
-
-SIDECAR = {
-    "kind": "sidecar", "path": "labels.csv", "key_column": "file", "label_column": "class", "timestamp_column": "when",
-    "slice_columns": ["site"],
-}  # fmt: skip
-ROWS: list[dict[str, object]] = [
-    {"file": "a.png", "class": " cat ", "when": "2026-01-01T12:00:00+02:00", "site": "north"},
-    {"file": "b.png", "class": "", "when": "2026-01-01T12:00:00", "site": "south"},
-    {"file": "never-came.png", "class": "dog", "when": "2026-01-01T12:00:00Z", "site": "south"},
-]
-
-
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-def test_labels_times_and_slices_come_from_a_table(store: Store, tmp_path: Path, kind: str) -> None:
-    write_folder(tmp_path / "inbox", {**pictures("a.png", "b.png", "c.png"), f"labels.{kind}": table(ROWS, kind)})
-    labels = {**SIDECAR, "path": f"labels.{kind}"}
-    source = {"kind": "folder", "path": str(tmp_path / "inbox"), "labels": labels, "timezone": "Europe/Berlin"}
-    entry = ingest(store, pipeline(source))
-    assert entry is not None
-    a, b, c = View(store, entry.view).samples
-    assert (a.label, b.label, c.label) == ("cat", None, None)
-    assert a.timestamp == datetime(2026, 1, 1, 10, tzinfo=UTC)
-    assert b.timestamp == datetime(2026, 1, 1, 11, tzinfo=UTC)
-    assert c.timestamp is None
-    assert [json.loads(s.slices) for s in (a, b, c)] == [{"site": "north"}, {"site": "south"}, {}]
-
-
-def test_the_same_moment_is_the_same_view_however_the_table_writes_it(tmp_path: Path) -> None:
-    views = set()
-    moments: list[object] = ["2026-01-01T12:00:00+02:00", "2026-01-01T10:00:00Z", datetime(2026, 1, 1, 10, tzinfo=UTC)]
-    for number, when in enumerate(moments):
-        rows: list[dict[str, object]] = [{"key": "a.png", "label": "cat", "when": when}]
-        folder = write_folder(tmp_path / str(number), {**pictures("a.png"), "l.parquet": table(rows, "parquet")})
-        labels = {"kind": "sidecar", "path": "l.parquet", "timestamp_column": "when"}
-        source = {"kind": "folder", "path": str(folder), "labels": labels}
-        entry = ingest(FolderStore(tmp_path / f"store-{number}"), pipeline(source))
-        assert entry is not None
-        views.add(entry.view)
-    assert len(views) == 1
-
-
-def test_times_with_nanoseconds_are_cut_to_microseconds(folder_store: FolderStore, tmp_path: Path) -> None:
-    import io
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    when = pa.array([1_767_261_600_123_456_789], pa.timestamp("ns", "UTC"))
-    sink = io.BytesIO()
-    pq.write_table(pa.table({"key": ["a.png"], "label": ["cat"], "when": when}), sink)
-    write_folder(tmp_path / "inbox", {**pictures("a.png"), "l.parquet": sink.getvalue()})
-    labels = {"kind": "sidecar", "path": "l.parquet", "timestamp_column": "when"}
-    entry = ingest(folder_store, pipeline({"kind": "folder", "path": str(tmp_path / "inbox"), "labels": labels}))
-    assert entry is not None
-    assert View(folder_store, entry.view).samples[0].timestamp.microsecond == 123_456
-
-
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        ({"when": "yesterday"}, "'yesterday', which is not ISO 8601"),
-        ({"when": "2026-01-01T00:00:00"}, "without a zone, and source.timezone is not set"),
-        ({"when": "0001-01-01T00:00:00+05:00"}, "0001-01-01"),
-    ],
-)
-def test_a_row_that_cannot_be_used_sets_its_file_aside(
-    folder_store: FolderStore, tmp_path: Path, row: dict[str, object], reason: str
-) -> None:
-    rows: list[dict[str, object]] = [{**ROWS[0], **row}, {**ROWS[0], "file": "b.png"}]
-    write_folder(tmp_path / "inbox", {**pictures("a.png", "b.png"), "labels.csv": table(rows, "csv")})
-    entry = ingest(folder_store, pipeline({"kind": "folder", "path": str(tmp_path / "inbox"), "labels": SIDECAR}))
-    assert taken(folder_store, entry) == ["b.png"]
-    assert reason in quarantined(folder_store, entry)["a.png"]
-
-
-def test_two_rows_that_disagree_set_their_file_aside_and_equal_ones_do_not(folder_store: FolderStore, tmp_path: Path) -> None:
-    rows = [ROWS[0], {**ROWS[0], "class": "dog"}, {**ROWS[0], "file": "b.png"}, {**ROWS[0], "file": "b.png"}]
-    write_folder(tmp_path / "inbox", {**pictures("a.png", "b.png"), "labels.csv": table(rows, "csv")})
-    entry = ingest(folder_store, pipeline({"kind": "folder", "path": str(tmp_path / "inbox"), "labels": SIDECAR}))
-    assert taken(folder_store, entry) == ["b.png"]
-    assert quarantined(folder_store, entry) == {"a.png": "has two different rows in labels.csv"}
-
-
-@pytest.mark.parametrize(
-    ("files", "path", "message"),
-    [
-        ({}, "labels.csv", r"must be a table in the source, got 'labels\.csv'"),
-        ({"labels.csv": b"file,klass\na,b\n"}, "labels.csv", r"must have the columns .*class.*, got .*klass"),
-        ({"labels.csv": b"\xff\xfe\x00"}, "labels.csv", r"labels\.csv cannot be read"),
-        ({"labels.jsonl": b"{broken"}, "labels.jsonl", r"labels\.jsonl cannot be read"),
-        ({"labels.jsonl": b"[1]\n"}, "labels.jsonl", r"labels\.jsonl cannot be read"),
-        ({"labels.parquet": b"PAR1 not"}, "labels.parquet", r"labels\.parquet cannot be read"),
-        ({"labels.xlsx": b"x"}, "labels.xlsx", r"must end in \.csv, \.jsonl or \.parquet, got 'labels\.xlsx'"),
-        ({"labels.csv": b"file,class,when,site\n,cat,,\n"}, "labels.csv", r"row 1 of labels\.csv must name a file"),
-    ],
-    ids=["missing", "column", "encoding", "json", "no mapping", "parquet", "suffix", "no key"],
-)
-def test_a_table_that_cannot_be_read_stops_with_the_reason(
-    folder_store: FolderStore, tmp_path: Path, files: dict[str, bytes], path: str, message: str
-) -> None:
-    write_folder(tmp_path / "inbox", {**pictures("a.png"), **files})
-    source = {"kind": "folder", "path": str(tmp_path / "inbox"), "labels": {**SIDECAR, "path": path}}
-    with pytest.raises(SourceError, match=message):
-        ingest(folder_store, pipeline(source))
-    assert stream(folder_store).last() is None
-
-
-def test_a_line_that_leaves_a_column_out_leaves_it_empty(folder_store: FolderStore, tmp_path: Path) -> None:
-    lines = b'{"file":"a.png","class":"cat","when":"2026-01-01T00:00:00Z","site":"n"}\n{"file":"b.png"}\n'
-    write_folder(tmp_path / "inbox", {**pictures("a.png", "b.png"), "labels.jsonl": lines})
-    source = {"kind": "folder", "path": str(tmp_path / "inbox"), "labels": {**SIDECAR, "path": "labels.jsonl"}}
-    entry = ingest(folder_store, pipeline(source))
-    assert entry is not None
-    assert [(s.label, s.slices) for s in View(folder_store, entry.view).samples] == [("cat", '{"site": "n"}'), (None, "{}")]
-
-
-def test_without_labels_nothing_is_labelled(folder_store: FolderStore, tmp_path: Path) -> None:
-    write_folder(tmp_path / "inbox", pictures("cat/1.png"))
-    source = {"kind": "folder", "path": str(tmp_path / "inbox"), "labels": {"kind": "none"}}
-    entry = ingest(folder_store, pipeline(source))
-    assert entry is not None
-    assert View(folder_store, entry.view).window.labelled == 0
 
 
 # --- tar shards ------------------------------------------------------------------------------------------

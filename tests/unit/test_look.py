@@ -139,7 +139,7 @@ def test_files_that_were_set_aside_are_named_with_their_reason(config: PipelineC
     rows = [{"key": f"cat/{n}.png", "reason": "is empty (0 bytes)", "sha256": "0", "size": 0} for n in range(7)]
     pipeline.put("quarantine/view2/quarantine.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     lines = list(set_aside(config, [entry(1), entry(2, quarantined=7)]))
-    assert lines[0] == "set aside in window 2: cat/0.png is empty (0 bytes)"
+    assert lines[0] == "set aside in window 2: 'cat/0.png' is empty (0 bytes)"
     assert len(lines) == 6
     assert lines[-1].startswith("all 7 with their reasons: ")
     assert Path(lines[-1].removeprefix("all 7 with their reasons: ")).exists()
