@@ -141,6 +141,11 @@ def _judge(
             return fresh >= count, f"{fresh} labelled samples since the last training, of {count}"
         case OnAge(days=days):
             age = (tick.now - since).total_seconds() / 86_400 if since else 0.0
+            if age < 0:
+                return (
+                    False,
+                    f"the champion is dated {-age:.1f} days after the store's clock, which went back",
+                )
             return age >= days, f"the champion is {age:.1f} days old, of {days:g}"
 
 

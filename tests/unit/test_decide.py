@@ -177,6 +177,7 @@ DRIFT, HARM, COUNT, AGE = OnDrift(min_severity=0.02), OnPerformance(max_drop=0.0
         (AGE, {}, True, "the champion is 3.0 days old, of 2"),
         (AGE, {"champion_since": NOW - timedelta(days=1)}, False, "1.0 days old, of 2"),
         (AGE, {"champion_since": None}, False, "0.0 days old"),
+        (AGE, {"champion_since": NOW + timedelta(days=5)}, False, "dated 5.0 days after the store's clock, which went back"),
     ],
 )  # fmt: skip
 def test_a_trigger_fires_or_not_and_gives_its_numbers(trigger: Any, facts: dict[str, Any], fires: bool, words: str) -> None:

@@ -229,6 +229,19 @@ def test_the_order_decides_which_files_wait(folder_store: FolderStore, tmp_path:
     assert numbers == expected if expected else numbers != sorted(numbers)
 
 
+@pytest.mark.parametrize("order", ["key", "modified", "shuffled"])
+def test_dates_of_files_lose_and_repeat_nothing(folder_store: FolderStore, tmp_path: Path, order: str) -> None:
+    config = pipeline(write_folder(tmp_path / "inbox", {}), order=order, max_samples=2)
+    found: list[str] = []
+    for number, date in enumerate([1_700_000_000, 0, 4_000_000_000, -1_000_000_000, 1_700_000_000 - 3_600, 0]):
+        key = f"cat/{number}.png"
+        write_folder(tmp_path / "inbox", pictures(key, f"dog/{number}.png"))
+        os.utime(tmp_path / "inbox" / key, (date, date))  # before, or long after, what has been taken already
+        found += taken(folder_store, ingest(folder_store, config))
+    assert sorted(found) == sorted(f"{label}/{number}.png" for label in CLASSES for number in range(6))
+    assert ingest(folder_store, config) is None
+
+
 # --- quarantine ------------------------------------------------------------------------------------------
 
 BAD = {
