@@ -94,19 +94,22 @@ class FolderStore(Store):
     def list(self, prefix: str = "", after: str = "") -> Iterator[Listed]:
         start = self._path(prefix) if prefix else self.root
         try:
-            yield from (item for item in self._walk(start) if item.key > after)
+            yield from (item for item in self._walk(start, (os.path.realpath(start),)) if item.key > after)
         except OSError as error:
             raise self._failed("list", prefix, error) from error
 
-    def _walk(self, folder: Path) -> Iterator[Listed]:
+    def _walk(self, folder: Path, inside: tuple[str, ...]) -> Iterator[Listed]:
+        """Files under a folder, links followed; a link to a folder that it stands in, `inside`, would never end."""
         try:
-            entries = [e for e in os.scandir(folder) if not e.name.startswith(".")]
+            entries = [e for e in os.scandir(folder) if not e.name.startswith(".") and not _leads_to_itself(e)]
         except (FileNotFoundError, NotADirectoryError):
             return
         # S3 sorts whole keys, in which a folder's name ends in "/".
         for entry in sorted(entries, key=lambda e: e.name + "/" if e.is_dir() else e.name):
             if entry.is_dir():
-                yield from self._walk(Path(entry.path))
+                real = os.path.realpath(entry.path) if entry.is_symlink() else str(Path(inside[-1], entry.name))
+                if real not in inside:
+                    yield from self._walk(Path(entry.path), (*inside, real))
             elif entry.is_file():
                 try:
                     stat = entry.stat()
@@ -116,7 +119,7 @@ class FolderStore(Store):
                     Path(entry.path).relative_to(self.root).as_posix(),
                     f"{stat.st_size}-{stat.st_mtime_ns}",
                     stat.st_size,
-                    datetime.fromtimestamp(stat.st_mtime, UTC),
+                    _moment(stat.st_mtime),
                 )
 
     def delete(self, key: str) -> None:
@@ -167,6 +170,24 @@ class FolderStore(Store):
             f"store: cannot {verb} {self.url(key)} ({error.strerror or error}). "
             "Check that the folder exists, is writable by this user, knows hard links and that the disk is not full."
         )
+
+
+def _leads_to_itself(entry: os.DirEntry[str]) -> bool:
+    try:
+        entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return True
+    return False
+
+
+def _moment(seconds: float) -> datetime:
+    """A time of modification; a file system holds years that no calendar has."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError):
+        return datetime.fromtimestamp(0, UTC)
 
 
 def _sync(folder: Path) -> None:
