@@ -14,19 +14,22 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 BUCKET = "everfresh-tests"
-ACCESS_KEY, SECRET_KEY = "test-access", "test-secret"
+ACCESS_KEY, SECRET_KEY = "EVERFRESHTESTSACCESS", "tests-9fP3xQ-planted-secret-of-the-owner"
+READER_KEY, READER_SECRET = "EVERFRESHTESTSREADER", "tests-c71LmZ-planted-secret-of-a-reader"
+"""Of somebody who may read and list, but not write."""
 STARTS_WITHIN = 60.0
 """Seconds; it takes about one on an idle machine."""
 
 
-def environment(endpoint: str) -> dict[str, str]:
+def environment(endpoint: str, access_key: str = ACCESS_KEY, secret_key: str = SECRET_KEY) -> dict[str, str]:
     """The variables with which boto3 finds the server, and nothing else."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_ACCESS_KEY_ID": access_key,
+        "AWS_SECRET_ACCESS_KEY": secret_key,
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_CONFIG_FILE": os.devnull,
@@ -40,10 +43,12 @@ def running_server(folder: Path) -> Iterator[str]:
 
     It is killed rather than asked to stop, which takes it up to 30 s.
     """
-    identity = {"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}
-    actions = ["Admin", "Read", "List", "Tagging", "Write"]
+    people = [
+        _identity("tests", ACCESS_KEY, SECRET_KEY, "Admin", "Read", "List", "Tagging", "Write"),
+        _identity("reader", READER_KEY, READER_SECRET, "Read", "List"),
+    ]
     identities = folder / "identities.json"
-    identities.write_text(json.dumps({"identities": [{"name": "tests", "credentials": [identity], "actions": actions}]}))
+    identities.write_text(json.dumps({"identities": people}))
     master, volume, filer, s3 = _free_ports(4)
     command = [
         _program(), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
@@ -64,6 +69,10 @@ def running_server(folder: Path) -> Iterator[str]:
         finally:
             server.kill()
             server.wait()
+
+
+def _identity(name: str, access_key: str, secret_key: str, *actions: str) -> dict[str, Any]:
+    return {"name": name, "credentials": [{"accessKey": access_key, "secretKey": secret_key}], "actions": actions}
 
 
 def _program() -> str:
