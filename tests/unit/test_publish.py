@@ -22,7 +22,7 @@ from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import ChampionMoved, DataError, DigestMismatch, ReleaseError, StoreError
 from everfresh.tasks.ledger import Log, champion_moves, find, settle
 from everfresh.tasks.publish import adopt, publish
-from everfresh.tasks.records import AliasMove, Candidate, Evaluation, ModelSpec, Reference, Release, Tick
+from everfresh.tasks.records import AliasMove, Candidate, Evaluation, ModelSpec, Part, Reference, Release, Tick
 from everfresh.tasks.store import FolderStore, Store
 from everfresh.tasks.views import View
 
@@ -101,9 +101,9 @@ class Faulty(FolderStore):
         self._count(key)
         return super().create(key, data)
 
-    def put_file(self, key: str, path: Path) -> None:
+    def put_file(self, key: str, path: Path) -> Part:
         self._count(key)
-        super().put_file(key, path)
+        return super().put_file(key, path)
 
 
 WRITES = 10
