@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -357,6 +359,25 @@ def test_a_disk_without_hard_links_is_a_store_error(folder_store: FolderStore, m
     monkeypatch.setattr("os.link", refuse)
     with pytest.raises(StoreError, match=r"Operation not supported"):
         folder_store.create("k", b"x")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("operation", ["put", "create", "put_file"])
+def test_a_disk_that_takes_no_more_is_a_sentence_and_the_old_object_stays(
+    folder_store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, number: int
+) -> None:
+    (tmp_path / "new").write_bytes(b"new")
+    folder_store.put("k", b"old")
+
+    def refuse(_handle: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.fsync", refuse)
+    key = "other" if operation == "create" else "k"
+    words = rf"store: cannot write {folder_store.root}/{key} \({os.strerror(number)}\)\. Check that .* the disk is not full"
+    with pytest.raises(StoreError, match=words):
+        getattr(folder_store, operation)(key, tmp_path / "new" if operation == "put_file" else b"new")
+    assert (folder_store.get("k"), [p.name for p in folder_store.root.iterdir()]) == (b"old", ["k"])
 
 
 @pytest.mark.parametrize("operation", ["get", "list"])
