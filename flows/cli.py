@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -209,19 +210,21 @@ def _ready(*, quiet: bool) -> None:
     from prefect.server.api.server import SubprocessASGIServer
 
     failed: list[RuntimeError] = []
+    server = SubprocessASGIServer()
 
     def start() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        server = SubprocessASGIServer()
         try:
             server.start(SERVER_WITHIN)
         except RuntimeError as error:
             failed.append(error)
-        if server.server_process is not None:
-            _dies_with_us(server.server_process.pid)
 
     starting = threading.Thread(target=start, daemon=True)
     starting.start()
+    while starting.is_alive() and server.server_process is None:
+        time.sleep(0.01)
+    if server.server_process is not None:
+        _dies_with_us(server.server_process.pid)
     starting.join()
     if failed:
         raise EverfreshError(
@@ -230,11 +233,20 @@ def _ready(*, quiet: bool) -> None:
         )
 
 
+WATCH = """
+import sys, psutil
+watched = psutil.Process(int(sys.argv[1]))
+sys.stdin.read()
+if watched.is_running():  # and no other one that has its number by now
+    watched.kill()
+"""
+
+
 def _dies_with_us(pid: int) -> None:
-    """Let a process end when this one does, however that is: a shell waits on a pipe that only this process holds open."""
+    """Let a process end when this one does, however that is: another waits on a pipe that only this process holds open."""
     reader, _held = os.pipe()
-    command = ["/bin/sh", "-c", 'read _; kill -9 "$1"', "sh", str(pid)]
     quiet = subprocess.DEVNULL
+    command = [sys.executable, "-c", WATCH, str(pid)]
     subprocess.Popen(command, stdin=reader, stdout=quiet, stderr=quiet, start_new_session=True)  # noqa: S603 - our own words
     os.close(reader)
 
@@ -344,16 +356,19 @@ def sweep(
     """Show, or delete, what runs that died have left in the store: objects that no record names."""
     from datetime import timedelta
 
+    from everfresh.tasks.store import Unfinished
     from everfresh.tasks.sweep import debris
     from everfresh.tasks.sweep import sweep as remove
 
     store = _opened(pipeline)[1]
     found = (remove if delete else debris)(store, timedelta(hours=older_than))
+    kinds = {item.key: "unfinished" if isinstance(item, Unfinished) else "object" for item in found}
     if as_json:
-        _print([{"key": item.key, "size": item.size, "deleted": delete} for item in found], as_json=True)
+        _print([{"key": i.key, "kind": kinds[i.key], "size": i.size, "deleted": delete} for i in found], as_json=True)
         return
     for item in found:
-        sys.stdout.write(f"{'deleted' if delete else 'debris '} {store.url(item.key)}\n")
+        what = "unfinished write of " if kinds[item.key] == "unfinished" else ""
+        sys.stdout.write(f"{'deleted' if delete else 'debris '} {what}{store.url(item.key)}\n")
     hint = "" if delete or not found else "; `--delete` removes them"
     sys.stdout.write(f"{len(found)} objects, {sum(item.size for item in found):,} bytes{hint}\n")
 

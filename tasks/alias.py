@@ -114,7 +114,7 @@ def check_release(store: Store, move: AliasMove) -> None:
             f"{store.url(f'releases/{move.release}/release.json')}. Nothing was changed; choose another version."
         )
     for part in release.files.values():
-        store.read(part)
+        store.prove(part)
 
 
 def _known(versions: Mapping[int, str]) -> str:

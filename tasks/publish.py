@@ -181,10 +181,7 @@ def _write_release(
 ) -> Release:
     if (known := find(store, f"releases/{candidate.key}/release.json", Release)) is not None:
         return known
-    with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary:
-        path = Path(temporary) / "model.safetensors"
-        path.write_bytes(store.read(candidate.weights))
-        weights = store.keep_file(f"releases/{candidate.key}/model.safetensors", path)
+    weights = store.keep_file(f"releases/{candidate.key}/model.safetensors", store.local(candidate.weights))
     view = View(store, tick.view)
     rows = view.rows("holdout", candidate.spec.classes)
     _, scores = Embedder.open(store, candidate.spec, weights, code=config.model.architecture).scores(view, rows)

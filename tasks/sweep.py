@@ -7,12 +7,16 @@ may belong to a run that is under way, and stays.
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+from everfresh.tasks.errors import AccessRefused
 from everfresh.tasks.store import Listed, Store, Unfinished
+
+log = logging.getLogger(__name__)
 
 RECORDS = ("record.json", "window.json", "release.json")
 """Names of the objects that make a folder exist."""
@@ -39,7 +43,11 @@ def debris(store: Store, older_than: timedelta) -> list[Listed]:
             views.add(key.split("/")[1])
     limit = store.now() - older_than
     found = [item for item in objects if not _counts(item.key, named, views)]
-    return [item for item in (*found, *store.unfinished()) if item.modified <= limit]
+    try:
+        found += store.unfinished()
+    except AccessRefused as error:
+        log.warning("writes that never ended are left out: %s", error)
+    return [item for item in found if item.modified <= limit]
 
 
 def sweep(store: Store, older_than: timedelta) -> list[Listed]:

@@ -7,6 +7,7 @@ Credentials never stand here: boto3 reads them from its own chain (environment, 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
@@ -15,6 +16,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 Rung = Literal["head", "full", "pretrained"]
 Trust = Literal["trusted", "suspect", "retired"]
+
+
+HOST = re.compile(r"[A-Za-z0-9.:-]+")
+BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Section(BaseModel):
@@ -41,17 +46,24 @@ def _stripped(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _address(uri: str) -> str:
     scheme, separator, rest = uri.partition("://")
-    whole = {"s3": bool(rest.split("/")[0]), "file": rest.startswith("/")}.get(scheme, False) if separator else bool(uri)
+    bucket = rest.split("/")[0]
+    if scheme == "s3" and bucket and not BUCKET.fullmatch(bucket):
+        raise ValueError(f"must name a bucket of letters, digits, dots and dashes, got {bucket!r}. Correct it")
+    whole = {"s3": bool(bucket), "file": rest.startswith("/")}.get(scheme, False) if separator else bool(uri)
     if not whole:
         raise ValueError(f"must be a folder, file:///… or s3://bucket/prefix, got {uri!r}. Change the address")
     return uri
 
 
 def _http(url: str) -> str:
-    parts = urlsplit(url)
-    if "@" in parts.netloc:
+    if "@" in url:
         raise ValueError("must be http(s)://host:port, got one with a user in it. Let boto3 find the credentials")
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path.strip("/") or parts.query:
+    try:
+        parts = urlsplit(url)
+        whole = HOST.fullmatch(parts.hostname or "") and (parts.port is None or parts.port) and not parts.path.strip("/")
+    except ValueError:  # a port that is none
+        whole = False
+    if not whole or parts.scheme not in {"http", "https"} or parts.query:
         raise ValueError(f"must be http(s)://host:port, got {url!r}. Leave bucket and path to the addresses")
     return url.rstrip("/")
 
@@ -135,7 +147,7 @@ class S3Config(Section):
 
     endpoint: Endpoint | None = None
     """Address of an S3-compatible server, such as `https://minio.example:9000`; null for AWS or `AWS_ENDPOINT_URL`."""
-    region: str | None = Field(default=None, pattern=r"^[a-z0-9-]{2,40}$")
+    region: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]{2,40}$")
     """Region of the buckets; null to take it from the environment or the profile."""
     addressing: Literal["path", "virtual"] | None = None
     """`path`: host/bucket/key; `virtual`: bucket.host/key; null: `path` where an endpoint is named, `virtual` on AWS."""

@@ -9,6 +9,7 @@ Keys are relative POSIX paths without ``.`` and ``..``; ``sub`` gives a store wh
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from everfresh.tasks.config import PipelineConfig, S3Config
@@ -41,7 +42,8 @@ def open_store(uri: str, s3: S3Config | None = None) -> Store:
     scheme, separator, rest = uri.partition("://")
     bucket, _, prefix = rest.partition("/")
     if not separator:
-        return FolderStore(Path(uri).expanduser())
+        with suppress(RuntimeError):  # there is no such user
+            return FolderStore(Path(uri).expanduser())
     if scheme == "s3" and bucket:
         return S3Store(bucket, prefix.strip("/"), s3)
     if scheme == "file" and rest.startswith("/"):

@@ -84,12 +84,21 @@ class Store(ABC):
     def put_file(self, key: str, path: Path) -> Part:
         """Write a local file as an object, replacing what stands there; returns what was read on the way."""
 
-    @abstractmethod
     def verify(self, part: Part) -> None:
-        """Prove that the store holds the part's bytes.
+        """Make sure, right after a write, that the store holds the part's bytes.
 
         Raises:
             DigestMismatch: it holds others.
+        """
+        self.prove(part)
+
+    @abstractmethod
+    def prove(self, part: Part) -> None:
+        """Read all of the part's bytes in the store and compare them with its digest.
+
+        Raises:
+            DigestMismatch: they are others.
+            ObjectMissing: there are none.
         """
 
     def fetch(self, key: str, target: Path) -> None:
@@ -175,7 +184,7 @@ class Store(ABC):
         """
         cached = cache_folder() / "objects" / part.sha256[:2] / part.sha256
         if not _is_whole(cached, part):
-            cached.parent.mkdir(parents=True, exist_ok=True)
+            make_cache(cached.parent)
             partial = cached.with_name(f"{part.sha256}.{uuid.uuid4().hex}")
 
             def bring() -> None:
@@ -238,6 +247,21 @@ def cache_folder() -> Path:
     """Where objects of a remote store are kept locally by digest; ``EVERFRESH_CACHE`` moves it."""
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "everfresh"
     return Path(os.environ.get("EVERFRESH_CACHE", default))
+
+
+def make_cache(folder: Path) -> None:
+    """Make a folder of the cache.
+
+    Raises:
+        StoreError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"store: copies of what is read must have a folder that can be written, got {folder} ({error.strerror or error}). "
+            "Set EVERFRESH_CACHE to one."
+        ) from error
 
 
 def file_digest(path: Path) -> str:

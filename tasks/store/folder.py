@@ -7,16 +7,28 @@ import io
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from everfresh.tasks.errors import AccessRefused, ObjectMissing, StoreError
+from everfresh.tasks.errors import AccessRefused, DigestMismatch, ObjectMissing, StoreError
 from everfresh.tasks.records import Part
-from everfresh.tasks.store.base import CHUNK, HashingReader, Listed, Store, Unfinished, check_digest, clean
+from everfresh.tasks.store.base import (
+    CHUNK,
+    HashingReader,
+    Listed,
+    Store,
+    Unfinished,
+    check_digest,
+    clean,
+    file_digest,
+    mismatch,
+)
 
 TEMPORARY = ".tmp-"
+NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
+"""What disks answer that cannot sync a folder."""
 REFUSED = {errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG}
 """Troubles of one file, beside a lack of rights; others may pass."""
 
@@ -37,27 +49,33 @@ class FolderStore(Store):
     def _path(self, key: str) -> Path:
         return self.root / clean(key)
 
-    def get(self, key: str) -> bytes:
+    @contextmanager
+    def _speaking(self, verb: str, key: str) -> Iterator[None]:
+        """Turn the system's errors into ours."""
         try:
-            return self._path(key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise ObjectMissing(f"{self.url(key)} does not exist.") from None
+            yield
         except OSError as error:
-            raise self._failed("read", key, error) from error
+            if verb == "read" and isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+                raise ObjectMissing(f"{self.url(key)} does not exist.") from None
+            raise self._failed(verb, key, error) from error
+
+    def get(self, key: str) -> bytes:
+        with self._speaking("read", key):
+            return self._path(key).read_bytes()
 
     def put(self, key: str, data: bytes) -> None:
         self._replace(key, io.BytesIO(data))
 
     def create(self, key: str, data: bytes) -> bool:
-        if self._path(key).exists():
-            return self.get(key) == data
-        with self._finished(key, io.BytesIO(data)) as path:
+        path = self._path(key)
+        with self._speaking("write", key):
+            if path.exists():
+                return path.read_bytes() == data
+        with self._finished(key, io.BytesIO(data)) as finished, self._speaking("write", key):
             try:
-                os.link(path, self._path(key))
+                os.link(finished, path)
             except FileExistsError:
-                return self.get(key) == data
-            except OSError as error:
-                raise self._failed("write", key, error) from error
+                return path.read_bytes() == data
             _sync(path.parent)
         return True
 
@@ -67,36 +85,30 @@ class FolderStore(Store):
             self._replace(key, reader)
         return reader.part(key)
 
-    def verify(self, part: Part) -> None:
-        check_digest(self._path(part.key), part, self.url(part.key))
+    def prove(self, part: Part) -> None:
+        with self._speaking("read", part.key):
+            found = file_digest(self._path(part.key))
+        if found != part.sha256:
+            raise DigestMismatch(mismatch(self.url(part.key), part.sha256, found))
 
     def _replace(self, key: str, content: Readable) -> None:
-        with self._finished(key, content) as finished:
-            try:
-                finished.replace(self._path(key))
-                _sync(finished.parent)
-            except OSError as error:
-                raise self._failed("write", key, error) from error
+        with self._finished(key, content) as finished, self._speaking("write", key):
+            finished.replace(self._path(key))
+            _sync(finished.parent)
 
     def download(self, key: str, target: Path) -> None:
-        try:
-            with self._path(key).open("rb") as source, target.open("wb") as sink:
-                while chunk := source.read(CHUNK):
-                    sink.write(chunk)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise ObjectMissing(f"{self.url(key)} does not exist.") from None
-        except OSError as error:
-            raise self._failed("read", key, error) from error
+        with self._speaking("read", key), self._path(key).open("rb") as source, target.open("wb") as sink:
+            while chunk := source.read(CHUNK):
+                sink.write(chunk)
 
     def exists(self, key: str) -> bool:
-        return self._path(key).is_file()
+        with self._speaking("look at", key):
+            return self._path(key).is_file()
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[Listed]:
         start = self._path(prefix) if prefix else self.root
-        try:
+        with self._speaking("list", prefix):
             yield from (item for item in self._walk(start, (os.path.realpath(start),)) if item.key > after)
-        except OSError as error:
-            raise self._failed("list", prefix, error) from error
 
     def _walk(self, folder: Path, inside: tuple[str, ...]) -> Iterator[Listed]:
         """Files under a folder, links followed; a link to a folder that it stands in, `inside`, would never end."""
@@ -123,16 +135,14 @@ class FolderStore(Store):
                 )
 
     def delete(self, key: str) -> None:
-        try:
+        with self._speaking("delete", key), suppress(NotADirectoryError):
             self._path(key).unlink(missing_ok=True)
-        except NotADirectoryError:
-            return
-        except OSError as error:
-            raise self._failed("delete", key, error) from error
 
     def unfinished(self) -> Iterator[Unfinished]:
         for path in sorted(self.root.rglob(f"{TEMPORARY}*")):
             with suppress(FileNotFoundError):  # finished meanwhile
+                if not path.is_file():
+                    continue
                 stat = path.stat()
                 began = datetime.fromtimestamp(stat.st_mtime, UTC)
                 yield Unfinished(path.relative_to(self.root).as_posix(), "", stat.st_size, began)
@@ -151,18 +161,15 @@ class FolderStore(Store):
 
     def local(self, part: Part) -> Path:
         path = self._path(part.key)
-        if not path.exists():
-            raise ObjectMissing(f"{self.url(part.key)} does not exist, but a record names it.")
-        check_digest(path, part, str(path))
+        with self._speaking("read", part.key):
+            check_digest(path, part, str(path))
         return path
 
     def _finished(self, key: str, content: Readable) -> _TemporaryFile:
         path = self._path(key)
-        try:
+        with self._speaking("write", key):
             path.parent.mkdir(parents=True, exist_ok=True)
             return _TemporaryFile(path.parent, content)
-        except OSError as error:
-            raise self._failed("write", key, error) from error
 
     def _failed(self, verb: str, key: str, error: OSError) -> StoreError:
         refused = isinstance(error, PermissionError) or error.errno in REFUSED
@@ -195,6 +202,9 @@ def _sync(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
     finally:
         os.close(handle)
 

@@ -39,6 +39,9 @@ class OverlayStore(Store):
     def verify(self, part: Part) -> None:
         self._pick(part.key).verify(part)
 
+    def prove(self, part: Part) -> None:
+        self._pick(part.key).prove(part)
+
     def fetch(self, key: str, target: Path) -> None:
         self._pick(key).fetch(key, target)
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import re
 import time
 import zlib
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everfresh.tasks.config import S3Config
-from everfresh.tasks.errors import DigestMismatch, ObjectMissing, StoreError
+from everfresh.tasks.errors import AccessRefused, ConfigError, DigestMismatch, ObjectMissing, StoreError
 from everfresh.tasks.records import Part
 from everfresh.tasks.store.base import CHUNK, HashingReader, Listed, Store, Unfinished, clean, file_digest, mismatch, undamaged
-from everfresh.tasks.store.trouble import Conflict, Taken, refused, unreachable
+from everfresh.tasks.store.trouble import Conflict, Taken, refused, unreachable, without_user
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -32,6 +31,8 @@ MOST_PARTS = 9_000
 CONFLICT_TRIES = 8
 CONFLICT_PAUSE = 0.05
 """Seconds before the second try, give or take a half; doubled for each further one."""
+TAGGED = {"put_object", "get_object", "head_object"}
+"""Operations whose answer has an ETag on every S3 server."""
 MD5 = re.compile(r"[0-9a-f]{32}")
 
 
@@ -51,13 +52,20 @@ class S3Store(Store):
     def _call(self, operation: str, key: str, **arguments: Any) -> Any:
         arguments = {"Bucket": self.bucket, "Key": key, **arguments} if key else {"Bucket": self.bucket, **arguments}
         with self._speaking(operation, key or self.prefix):
-            return getattr(self._client, operation)(**arguments)
+            answer = getattr(self._client, operation)(**arguments)
+        if operation in TAGGED and "ETag" not in answer:
+            raise AccessRefused(
+                f"store: what answers for s3://{self.bucket} must be an S3 server, got an answer without an ETag. "
+                "Correct s3.endpoint or AWS_ENDPOINT_URL: a console or a proxy may stand there."
+            )
+        return answer
 
     @contextmanager
     def _speaking(self, operation: str, key: str) -> Iterator[None]:
         """Turn boto3's errors into ours."""
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
+        from s3transfer.exceptions import S3DownloadFailedError
         from urllib3.exceptions import HTTPError
 
         address = f"s3://{self.bucket}/{key}"
@@ -65,8 +73,8 @@ class S3Store(Store):
             yield
         except ClientError as error:
             raise refused(operation, address, error.response) from error
-        except (BotoCoreError, Boto3Error, HTTPError) as error:  # the body of a refusal may break off, too
-            raise unreachable(operation, address, error) from error
+        except (BotoCoreError, Boto3Error, S3DownloadFailedError, HTTPError) as error:  # a refusal may break off, too
+            raise unreachable(operation, address, error) from (None if "@" in str(error) else error)
 
     def get(self, key: str) -> bytes:
         before: bytes | None = None
@@ -119,44 +127,76 @@ class S3Store(Store):
         return reader.part(key)
 
     def verify(self, part: Part) -> None:
-        if self.settings.verify == "checksum":  # the server has checked each part's CRC when it took it
-            size = self._call("head_object", self._key(part.key))["ContentLength"]
-            if size != part.size:
-                raise DigestMismatch(mismatch(self.url(part.key), f"{part.size} bytes", f"{size} bytes"))
+        if self.settings.verify == "read_back":
+            self.prove(part)
             return
-        digest = hashlib.sha256()
-        with self._speaking("get_object", self._key(part.key)):
-            for chunk in self._client.get_object(Bucket=self.bucket, Key=self._key(part.key))["Body"].iter_chunks(CHUNK):
-                digest.update(chunk)
-        if (found := digest.hexdigest()) != part.sha256:
-            raise DigestMismatch(mismatch(self.url(part.key), part.sha256, found))
+        size = self._call("head_object", self._key(part.key))["ContentLength"]  # the server has checked each part's CRC
+        if size != part.size:
+            raise DigestMismatch(f"store: {self.url(part.key)} must have {part.size} bytes, got {size}. Run again.")
+
+    def prove(self, part: Part) -> None:
+        for attempt in range(self._tries):
+            digest = hashlib.sha256()
+            answer = self._call("get_object", self._key(part.key))
+            try:
+                with self._speaking("get_object", self._key(part.key)):
+                    for chunk in answer["Body"].iter_chunks(CHUNK):
+                        digest.update(chunk)
+            except StoreError:  # the connection broke in the middle
+                if attempt + 1 == self._tries:
+                    raise
+                continue
+            if (found := digest.hexdigest()) != part.sha256:
+                raise DigestMismatch(mismatch(self.url(part.key), part.sha256, found))
+            return
 
     def prove_checksum(self, key: str) -> str:
-        other = b64encode((zlib.crc32(b"other bytes")).to_bytes(4)).decode()
+        crc, md5 = b64encode(zlib.crc32(b"other").to_bytes(4)).decode(), b64encode(_md5(b"other").digest()).decode()
+        named = {"Bucket": self.bucket, "Key": self._key(key)}
+        begun = self._call("create_multipart_upload", self._key(key), **self._encrypted(), ChecksumAlgorithm="CRC32")
         try:
-            self._call("put_object", self._key(key), Body=b"these bytes", ChecksumCRC32=other)
-        except StoreError:
-            checks = True
-        else:
-            checks = False
-        if self.settings.verify == "checksum" and not checks:
-            raise StoreError(
-                f"s3.verify must be read_back at {self.url('')}, got checksum: the server takes bytes with a wrong CRC-32. "
-                "Set s3.verify to read_back."
+            by_crc = self._refuses("put_object", key, **self._encrypted(), ChecksumCRC32=crc) and self._refuses(
+                "upload_part", key, UploadId=begun["UploadId"], PartNumber=1, ChecksumCRC32=crc
             )
-        means = "the server refuses a wrong CRC-32" if checks else "the server takes a wrong CRC-32"
-        return f"{means}, s3.verify is {self.settings.verify}"
+            by_md5 = self._refuses("put_object", key, **self._encrypted(), ContentMD5=md5)
+        finally:
+            with self._speaking("abort_multipart_upload", self._key(key)):
+                self._client.abort_multipart_upload(**named, UploadId=begun["UploadId"])
+        if not (by_crc if self.settings.verify == "checksum" else by_md5):
+            kind, other = ("CRC-32", "read_back") if self.settings.verify == "checksum" else ("MD5", "checksum")
+            raise StoreError(
+                f"s3.verify must be {other if by_crc or by_md5 else 'something the store knows'} at {self.url('')}, got "
+                f"{self.settings.verify}: bytes with a wrong {kind} are taken. "
+                + (f"Set s3.verify to {other}." if by_crc or by_md5 else "Use another store.")
+            )
+        known = [name for name, refused in (("CRC-32", by_crc), ("MD5", by_md5)) if refused]
+        return f"bytes with a wrong {' or '.join(known)} are refused, s3.verify is {self.settings.verify}"
+
+    def _refuses(self, operation: str, key: str, **wrong: Any) -> bool:
+        """Whether damaged bytes are refused as such."""
+        try:
+            self._call(operation, self._key(key), Body=b"these", **wrong)
+        except DigestMismatch:
+            return True
+        return False
 
     def fetch(self, key: str, target: Path) -> None:
         before = ""
+        trouble = self._unsteady(key)
         for _ in range(self._tries):
             head = self._call("head_object", self._key(key))
-            self.download(key, target)
+            try:
+                self.download(key, target)
+            except (AccessRefused, ObjectMissing):
+                raise
+            except StoreError as error:  # it was written over meanwhile, or the connection broke
+                trouble = error
+                continue
             found = file_digest(target)
             if found == before or self._fits_file(key, head, target):
                 return
             before = found
-        raise self._unsteady(key)
+        raise trouble
 
     def _unsteady(self, key: str) -> StoreError:
         return StoreError(f"store: {self.url(key)} reads differently each time. Check the network between here and it.")
@@ -169,11 +209,19 @@ class S3Store(Store):
         with path.open("rb") as file:
             if not parts:
                 return hashlib.file_digest(file, _md5).hexdigest() == etag
-            step, digests = self._call("head_object", self._key(key), PartNumber=1)["ContentLength"], _md5()
-            if -(-head["ContentLength"] // step) != int(parts):
-                return True  # parts of several sizes, or a server that does not tell
-            while part := file.read(step):
-                digests.update(_md5(part).digest())
+            try:
+                step = self._call("head_object", self._key(key), PartNumber=1)["ContentLength"]
+            except StoreError:
+                return True  # a server that does not tell
+            if not step or -(-head["ContentLength"] // step) != int(parts):
+                return True  # parts of several sizes
+            digests = _md5()
+            for _ in range(int(parts)):
+                digest, left = _md5(), step
+                while left and (chunk := file.read(min(left, CHUNK))):
+                    digest.update(chunk)
+                    left -= len(chunk)
+                digests.update(digest.digest())
         return digests.hexdigest() == etag
 
     def download(self, key: str, target: Path) -> None:
@@ -194,21 +242,24 @@ class S3Store(Store):
         return {**self._written_with(), "ContentMD5": digest}
 
     def _written_with(self) -> dict[str, str]:
+        return {**self._encrypted(), **({"ChecksumAlgorithm": "CRC32"} if self.settings.verify == "checksum" else {})}
+
+    def _encrypted(self) -> dict[str, str]:
         arguments = {"ServerSideEncryption": self.settings.encryption, "SSEKMSKeyId": self.settings.kms_key}
-        if self.settings.verify == "checksum":
-            arguments["ChecksumAlgorithm"] = "CRC32"
         return {name: value for name, value in arguments.items() if value is not None}
 
     def _transfer(self, size: int) -> Any:
         from boto3.s3.transfer import TransferConfig
 
         part = max(PART, -(-size // MOST_PARTS))
-        return TransferConfig(
+        config = TransferConfig(
             multipart_threshold=part,
             multipart_chunksize=part,
             max_concurrency=self.settings.threads,
             num_download_attempts=2,  # each of them is tried `max_attempts` times
         )
+        config.max_in_memory_upload_chunks = self.settings.threads
+        return config
 
     def exists(self, key: str) -> bool:
         try:
@@ -253,12 +304,13 @@ class S3Store(Store):
                         yield Unfinished(item["Key"].removeprefix(root), item["UploadId"], 0, began)
 
     def discard(self, item: Unfinished) -> None:
-        self._call("abort_multipart_upload", self._key(item.key), UploadId=item.version)
+        with suppress(ObjectMissing):  # it has ended meanwhile
+            self._call("abort_multipart_upload", self._key(item.key), UploadId=item.version)
 
     def now(self) -> datetime:
         from email.utils import parsedate_to_datetime
 
-        headers = self._call("list_objects_v2", "", MaxKeys=1)["ResponseMetadata"]["HTTPHeaders"]
+        headers = self._call("list_objects_v2", "", Prefix=self._start("")[1], MaxKeys=1)["ResponseMetadata"]["HTTPHeaders"]
         return parsedate_to_datetime(headers["date"]).astimezone(UTC) if "date" in headers else datetime.now(UTC)
 
     def sub(self, prefix: str) -> S3Store:
@@ -284,27 +336,39 @@ _md5 = partial(hashlib.md5, usedforsecurity=False)
 
 @cache
 def client(settings: S3Config) -> BaseClient:
-    """The process's S3 client for these settings."""
+    """The process's S3 client for these settings.
+
+    Raises:
+        ConfigError: boto3 cannot make anything of the endpoint or the profile.
+    """
     import boto3
     from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
 
-    named = settings.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return boto3.client(
-        "s3",
-        endpoint_url=settings.endpoint,
-        region_name=settings.region,
-        config=Config(
+    def made(addressing: str) -> Any:
+        style: dict[str, Any] = {"addressing_style": addressing}
+        if settings.verify == "checksum":
+            style["payload_signing_enabled"] = False  # a CRC goes with each part; over plain http it would be hashed besides
+        config = Config(
             retries={"mode": "standard", "total_max_attempts": settings.max_attempts},
             connect_timeout=settings.connect_timeout,
             read_timeout=settings.read_timeout,
             max_pool_connections=max(10, settings.threads),
-            s3={
-                "addressing_style": settings.addressing or ("path" if named else "auto"),
-                # A CRC goes with each part; over plain http boto3 would hash it for the signature besides.
-                "payload_signing_enabled": None if settings.verify == "read_back" else False,
-            },
+            s3=style,
             # The newer default breaks stores that do not know it; where `verify` is `checksum`, each write asks for it.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
-        ),
-    )
+        )
+        return boto3.client("s3", endpoint_url=settings.endpoint, region_name=settings.region, config=config)
+
+    try:
+        found = made(settings.addressing or "auto")
+        if settings.addressing is None and ".amazonaws.com" not in found.meta.endpoint_url:
+            found.close()
+            found = made("path")
+    except (ValueError, BotoCoreError) as error:
+        raise ConfigError(
+            f"s3: endpoint, region and profile must be ones that boto3 knows, got: {without_user(str(error))}. "
+            "Correct s3.endpoint, s3.region, or AWS_ENDPOINT_URL, AWS_REGION and AWS_PROFILE in the environment."
+        ) from None
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,8 @@ FEATURE = "Update the store, or use one that can; `everfresh check` shows what i
 # Code: whether another try is in vain, what is the matter, what to do.
 KNOWN: dict[str, tuple[bool, str, str]] = {
     "AccessDenied": (True, "the credentials have no right to do this", "Allow s3:GetObject, s3:PutObject, s3:DeleteObject, "
-        "s3:AbortMultipartUpload on the prefix and s3:ListBucket on the bucket"),
+        "s3:AbortMultipartUpload on the prefix, s3:ListBucket, s3:ListBucketMultipartUploads on the bucket, and the use of the "
+        "key where it is encrypted by one"),
     "AllAccessDisabled": (True, "the account is closed", "Ask its owner"),
     "InvalidAccessKeyId": (True, "the access key is not known there", WRONG),
     "SignatureDoesNotMatch": (True, "the secret key is not the right one", WRONG),
@@ -43,6 +45,11 @@ KNOWN: dict[str, tuple[bool, str, str]] = {
     "InsufficientStorage": (True, "there is no space left", FULL),
     "XMinioStorageFull": (True, "there is no space left", FULL),
     "507": (True, "there is no space left", FULL),
+    "KMS.NotFoundException": (True, "the key is not there", "Correct s3.kms_key"),
+    "KMS.DisabledException": (True, "the key is disabled", "Enable it"),
+    "SecondLevelDomainForbidden": (True, "the store wants the bucket in the host's name", "Set s3.addressing to virtual"),
+    "InvalidRequest": (True, "the store wants it otherwise", "With object lock, set s3.verify to checksum"),
+    "400": (True, "the credentials may have expired", "Renew them, check s3.region and s3.endpoint"),
     "EntityTooLarge": (True, "the object is larger than the store allows", FEATURE),
     "SlowDown": (False, "the store is busy", LATER),
     "ServiceUnavailable": (False, "the store is busy", LATER),
@@ -61,8 +68,8 @@ OTHER = (
     "Check the bucket's name, the credentials, their rights and s3.endpoint",
 )
 DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
-MISSING = {"NoSuchKey", "404", "NotFound"}
-CREDENTIALS = ("Credential", "Token", "SSO", "Login")
+MISSING = {"NoSuchKey", "NoSuchUpload", "404", "NotFound"}
+CREDENTIALS = ("Credential", "Token", "SSO", "Login", "Profile")
 """Names of boto3's errors that are about credentials hold one of these."""
 
 
@@ -93,9 +100,14 @@ def refused(operation: str, address: str, answer: Mapping[str, Any]) -> StoreErr
     )
 
 
+def without_user(words: str) -> str:
+    """The words with the user and password of every address in them left out."""
+    return re.sub(r"://[^/@\s]+@", "://…@", words)
+
+
 def unreachable(operation: str, address: str, error: Exception) -> StoreError:
     """The error where no answer came."""
-    kind, words = type(error).__name__, " ".join(str(error).split()).rstrip(".")
+    kind, words = type(error).__name__, without_user(" ".join(str(error).split()).rstrip("."))
     if any(part in kind for part in CREDENTIALS):
         return AccessRefused(
             f"store: {operation} on {address} needs credentials, got none that can be used ({words}). "

@@ -14,7 +14,7 @@ from everfresh.tasks.store import FolderStore
 Moment = Literal["before", "within", "after"]
 MOMENTS: tuple[Moment, ...] = ("before", "within", "after")
 WRITES = ("put", "create", "put_file", "delete")
-OPERATIONS = (*WRITES, "get", "download", "verify", "local", "exists", "list", "unfinished", "discard", "now")
+OPERATIONS = (*WRITES, "get", "download", "prove", "local", "exists", "list", "unfinished", "discard", "now")
 
 
 class Died(BaseException):

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
-from support.loop import pipeline, run_window, second_window
+from support.loop import NothingNew, pipeline, run_window, second_window
 
 from everfresh.flows.look import fingerprint
 from everfresh.tasks import alias
@@ -23,7 +23,7 @@ from everfresh.tasks.store import FolderStore, S3Store, Store
 from everfresh.tasks.sweep import sweep
 
 WRITES = ("put", "create", "put_file", "delete")
-READS = ("get", "download", "verify", "exists", "list", "unfinished", "now")
+READS = ("get", "download", "prove", "exists", "list", "unfinished", "now")
 DIED = 42
 SECOND = {"policy": {"triggers": [{"kind": "new_samples", "count": 1}], "ladder": ["head"]}}
 
@@ -51,7 +51,7 @@ def play(store: Store, config: PipelineConfig) -> None:
     while True:
         try:
             run_window(store, config)
-        except LookupError:
+        except NothingNew:
             break
     head = champion_moves(store).last()
     if head is not None and head.kind != "rollback":

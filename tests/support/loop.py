@@ -78,11 +78,15 @@ class Outcome:
     entry: JournalEntry
 
 
+class NothingNew(Exception):
+    """The source has no new file, and every window was treated."""
+
+
 def open_tick(store: Store, config: PipelineConfig, request: str = "") -> Tick:
     """Begin a tick over the next window; over the last one again if a person's `request` forces it."""
     entry = journal.stream(store).last() if request else journal.pending(store) or ingest.ingest(store, config)
     if entry is None:
-        raise LookupError("nothing is new")
+        raise NothingNew
     return journal.begin(store, journal.outlook(store, entry, request=request))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.loop import pipeline
@@ -14,7 +15,7 @@ from support.pictures import digits, table, write_folder
 
 from everfresh.flows.check import Checked, check
 from everfresh.tasks.config import PipelineConfig, S3Config
-from everfresh.tasks.errors import StoreError
+from everfresh.tasks.errors import AccessRefused, StoreError
 from everfresh.tasks.store import FolderStore, Listed, S3Store, Store
 from everfresh.tasks.store.prove import proofs
 
@@ -85,19 +86,45 @@ def test_a_good_store_keeps_each_promise_and_nothing_is_left(store: Store) -> No
 @pytest.mark.parametrize("verify", ["read_back", "checksum"])
 def test_a_server_that_refuses_a_wrong_checksum_is_told(s3_store: S3Store, verify: str) -> None:
     words = S3Store(s3_store.bucket, s3_store.prefix, S3Config.model_validate({"verify": verify})).prove_checksum("k")
-    assert words == f"the server refuses a wrong CRC-32, s3.verify is {verify}"
+    assert words == f"bytes with a wrong CRC-32 or MD5 are refused, s3.verify is {verify}"
+    assert list(s3_store.unfinished()) == []
 
 
-def test_a_server_that_takes_a_wrong_checksum_must_be_read_back(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("verify", "takes", "words"),
+    [
+        (
+            "checksum",
+            "ChecksumCRC32",
+            r"must be read_back at .*, got checksum: .* a wrong CRC-32 are taken\. Set s3",
+        ),
+        ("read_back", "ContentMD5", r"must be checksum at .*, got read_back: .* a wrong MD5 are taken\. Set s3"),
+    ],
+)
+def test_a_server_that_takes_damaged_bytes_is_found_out(
+    s3_store: S3Store, monkeypatch: pytest.MonkeyPatch, verify: str, takes: str, words: str
+) -> None:
     call = S3Store._call
-    monkeypatch.setattr(
-        S3Store,
-        "_call",
-        lambda self, operation, key, ChecksumCRC32="", **named: call(self, operation, key, **named),  # noqa: N803
-    )
-    assert s3_store.prove_checksum("k") == "the server takes a wrong CRC-32, s3.verify is read_back"
-    with pytest.raises(StoreError, match=r"s3\.verify must be read_back at .*, got checksum: .*\. Set s3\.verify to read_back"):
-        S3Store(s3_store.bucket, s3_store.prefix, S3Config(verify="checksum")).prove_checksum("k")
+
+    def blind(self: S3Store, operation: str, key: str, **named: Any) -> Any:
+        return call(self, operation, key, **{name: value for name, value in named.items() if name != takes})
+
+    monkeypatch.setattr(S3Store, "_call", blind)
+    with pytest.raises(StoreError, match=rf"s3\.verify {words}"):
+        S3Store(s3_store.bucket, s3_store.prefix, S3Config.model_validate({"verify": verify})).prove_checksum("k")
+
+
+def test_a_refusal_for_another_reason_proves_nothing_of_checksums(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = S3Store._call
+
+    def refusing(self: S3Store, operation: str, key: str, **named: Any) -> Any:
+        if "ChecksumCRC32" in named:
+            raise AccessRefused("no right")
+        return call(self, operation, key, **named)
+
+    monkeypatch.setattr(S3Store, "_call", refusing)
+    with pytest.raises(AccessRefused, match="no right"):
+        s3_store.prove_checksum("k")
 
 
 class Overwriting(FolderStore):
@@ -114,7 +141,7 @@ class Stale(FolderStore):
 
 class Forgetful(FolderStore):
     def list(self, prefix: str = "", after: str = "") -> Iterator[Listed]:
-        return (item for item in super().list(prefix, after) if item.key != "again")
+        return iter(())
 
 
 class Slow(FolderStore):
@@ -139,7 +166,7 @@ class Damaging(FolderStore):
         (Stale, "read", r"must give back what was just written, got b'first' for b'second'\. Use one that does"),
         (Forgetful, "read", r"must list what was just written, got a listing without it\. Use one that does"),
         (Slow, "clock", r"must have the same time within 5 minutes, got -3600 s at the store\. Set the wrong clock"),
-        (Keeping, "delete", r"must let objects be deleted, got one that stays: .*\. Allow it"),
+        (Keeping, "delete", r"must let objects be deleted, got one that stays: .*\. Allow"),
         (Damaging, "bytes", r"must give back the bytes of a large file, got others\. Check the network"),
     ],
 )

@@ -6,15 +6,20 @@ import errno
 import hashlib
 import io
 import os
+import stat
 import threading
+import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from everfresh.tasks.config import S3Config
 from everfresh.tasks.errors import AccessRefused, ConfigError, DigestMismatch, ObjectMissing, StoreError
+from everfresh.tasks.ledger import champion_moves
 from everfresh.tasks.records import Part
 from everfresh.tasks.store import FolderStore, OverlayStore, S3Store, Store, cache_folder, open_store, s3
 
@@ -409,10 +414,10 @@ class _Scripted:
 
         if code := self.codes.pop(0):
             raise ClientError({"Error": {"Code": code}}, "PutObject")
-        return {}
+        return {"ETag": "1"}
 
     def get_object(self, **_: object) -> dict[str, object]:
-        return {"Body": io.BytesIO(b"other")}
+        return {"Body": io.BytesIO(b"other"), "ETag": "1"}
 
 
 def test_a_conflict_with_another_writer_is_tried_again_not_taken_for_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,7 +445,7 @@ def test_a_stream_that_breaks_off_is_a_store_error(monkeypatch: pytest.MonkeyPat
 
     class Client:
         def get_object(self, **_: object) -> dict[str, object]:
-            return {"Body": Broken()}
+            return {"Body": Broken(), "ETag": "1"}
 
     monkeypatch.setattr(s3, "client", lambda _: Client())
     with pytest.raises(StoreError, match="s3://bucket/k had no answer"):
@@ -581,3 +586,111 @@ def test_a_store_that_writes_over_objects_is_found_out(folder_store: FolderStore
     with pytest.raises(StoreError, match=r"must refuse to write over an object .* got an overwrite"):
         folder_store.prove_create()
     assert list(folder_store.list()) == []
+
+
+# --- what answers is no S3 server, or not this one -------------------------------------------------------
+
+
+class _Page(BaseHTTPRequestHandler):
+    """A console: it answers every request with a page."""
+
+    def do_GET(self) -> None:
+        page = b"<html>sign in</html>"
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(page)
+
+    do_PUT = do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_page_that_answers_everything_is_no_store(s3_endpoint: str, tmp_path: Path) -> None:
+    assert s3_endpoint  # credentials
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Page) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        settings = S3Config(endpoint=f"http://127.0.0.1:{server.server_port}", max_attempts=1)
+        store = S3Store("bucket", settings=settings)
+        calls: list[Callable[[], object]] = [
+            lambda: store.create("k", b"x"),
+            lambda: store.put("k", b"x"),
+            lambda: store.get("k"),
+            lambda: store.exists("k"),
+            lambda: store.fetch("k", tmp_path / "x"),
+            lambda: champion_moves(store).last_seq(),
+        ]
+        for call in calls:
+            with pytest.raises(
+                AccessRefused, match=r"must be an S3 server, got an answer without an ETag\. Correct"
+            ):
+                call()
+        server.shutdown()
+        serving.join()
+    s3.client(settings).close()
+
+
+def test_an_endpoint_with_a_password_is_told_without_it(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://bob:planted-pw@127.0.0.1:9")
+    store = S3Store(s3_store.bucket, settings=S3Config(max_attempts=1, connect_timeout=3.5))
+    with pytest.raises(StoreError, match=r"had no answer \(Could not connect .*://…@127\.0\.0\.1:9") as caught:
+        store.get("k")
+    assert "planted-pw" not in "".join(traceback.format_exception(caught.value))
+    s3.client(store.settings).close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("AWS_ENDPOINT_URL", "minio:9000", "Invalid endpoint: minio:9000"), ("AWS_PROFILE", "nope", "profile .nope. could not")],
+)
+def test_what_boto3_cannot_make_anything_of_is_a_config_error(
+    s3_store: S3Store, monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
+    store = S3Store(s3_store.bucket, settings=S3Config(connect_timeout=4.5 if name == "AWS_PROFILE" else 4.25))
+    with pytest.raises(ConfigError, match=rf"s3: endpoint, region and profile must be .* {words}.*\. Correct s3\.endpoint"):
+        store.get("k")
+
+
+# --- troubles of a folder --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", ["get", "exists", "create", "put", "prove", "local"])
+def test_a_name_that_no_disk_takes_is_a_store_error(folder_store: FolderStore, operation: str) -> None:
+    key = "x" * 300
+    folder_store.put("k", b"x")
+    argument = Part(key=key, sha256="0" * 64, size=1) if operation in {"prove", "local"} else key
+    with pytest.raises(StoreError, match="File name too long"):
+        getattr(folder_store, operation)(argument, *[b"x"] * (operation in {"create", "put"}))
+
+
+def test_a_folder_where_an_object_shall_be_created_is_told(folder_store: FolderStore) -> None:
+    folder_store.put("a/b", b"x")
+    with pytest.raises(StoreError, match=r"cannot write .*/a \(Is a directory\)"):
+        folder_store.create("a", b"x")
+
+
+def test_a_disk_that_cannot_sync_a_folder_still_creates(folder_store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync = os.fsync
+
+    def refuse_folders(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(handle)
+
+    monkeypatch.setattr("os.fsync", refuse_folders)
+    assert folder_store.create("k", b"x")
+
+
+def test_a_cache_that_cannot_be_made_is_told_with_its_remedy(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = s3_store.keep("k", b"x")
+    monkeypatch.setenv("EVERFRESH_CACHE", "/proc/nowhere/cache")
+    with pytest.raises(
+        StoreError, match=r"must have a folder that can be written, got /proc/nowhere/.*Set EVER"
+    ):
+        s3_store.local(part)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 from support.loop import run_window, second_window
 
 from everfresh.tasks import alias
+from everfresh.tasks.config import S3Config
+from everfresh.tasks.errors import AccessRefused
 from everfresh.tasks.ledger import champion_moves
-from everfresh.tasks.store import Store, pipeline_store
+from everfresh.tasks.store import FolderStore, S3Store, Store, Unfinished, pipeline_store, s3
 from everfresh.tasks.sweep import debris, sweep
 
 NOW = timedelta(0)
@@ -53,6 +57,29 @@ def test_sweeping_twice_finds_nothing_and_an_empty_store_is_clean(store: Store) 
     store.put("releases/half/model.safetensors", b"x")
     assert len(sweep(store, NOW)) == 1
     assert sweep(store, NOW) == []
+
+
+def test_what_was_never_finished_goes_and_what_stands_under_its_key_stays(store: Store) -> None:
+    store.put("journal.json", b"1")
+    if isinstance(store, FolderStore):
+        (store.root / ".tmp-dead").write_bytes(b"half")
+    else:
+        assert isinstance(store, S3Store)
+        s3.client(S3Config()).create_multipart_upload(Bucket=store.bucket, Key=f"{store.prefix}/journal.json")
+    (found,) = sweep(store, NOW)
+    assert isinstance(found, Unfinished)
+    assert [[item.key for item in store.list()], list(store.unfinished())] == [["journal.json"], []]
+
+
+def test_without_the_right_to_look_for_unfinished_writes_the_rest_is_swept(
+    folder_store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_self: FolderStore) -> Iterator[Unfinished]:
+        raise AccessRefused("no right to list uploads")
+
+    monkeypatch.setattr(FolderStore, "unfinished", refused)
+    folder_store.put("releases/half/model.safetensors", b"x")
+    assert len(sweep(folder_store, NOW)) == 1
 
 
 def test_the_parts_of_a_replay_stay(tmp_path: Path) -> None:
