@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from yaml.error import MarkedYAMLError
+from yaml.reader import ReaderError
 
 from everfresh.tasks.config.sections import ImageFolder, PipelineConfig, TarShards
 from everfresh.tasks.errors import ConfigError
@@ -35,16 +37,48 @@ def load_config(path: str | Path) -> PipelineConfig:
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such pipeline file. Write one with `everfresh init {path}`.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}). Give a UTF-8 YAML file.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}. Mend that line.") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: must be a mapping of sections, got {type(raw).__name__}. See `everfresh init`.")
-    return parse_config(_expand(raw, str(path)), base=path.parent, label=str(path))
+    try:
+        raw = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{path}: must be a mapping of sections, got {type(raw).__name__}. See `everfresh init`.")
+        raw = _expand(raw, str(path))
+    except (yaml.YAMLError, ValueError, ArithmeticError) as error:  # whose text repeats the line, and what is secret in it
+        raise ConfigError(f"{path}: must be valid YAML, got {_trouble(error, text)}. Mend that line.") from None
+    except RecursionError:
+        raise ConfigError(
+            f"{path}: must be sections of plain values, got one within itself, or too deep. Write each value out."
+        ) from None
+    return parse_config(raw, base=path.parent, label=str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which has no words for a date or a number that is none, such as 2020-13-45."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError):
+            raise MarkedYAMLError(problem="found a number or date that is none", problem_mark=node.start_mark) from None
+
+
+REPEATED = re.compile(r":?\s+(['\"])(?!\\?.\1|<).*", re.DOTALL)
+"""What an error of PyYAML repeats of the file, and all behind it; a single character and the `<kinds>` of tokens stay."""
+
+
+def _trouble(error: Exception, text: str) -> str:
+    """Where the file is no YAML and why, with nothing that stands in it."""
+    if isinstance(error, ReaderError):
+        before = text[: error.position]
+        line, column = before.count("\n") + 1, error.position - before.rfind("\n")
+        return f"line {line}, column {column}: found a character that YAML does not allow, #x{ord(text[error.position]):04x}"
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return where + (REPEATED.sub("", problem) if problem else "what it does not allow")
 
 
 def parse_config(raw: dict[str, Any], *, base: Path | None = None, label: str = "pipeline") -> PipelineConfig:
@@ -64,7 +98,7 @@ def parse_config(raw: dict[str, Any], *, base: Path | None = None, label: str = 
     except ValidationError as error:
         lines = "\n".join(f"  {line}" for line in _explain(error, raw))
         raise ConfigError(f"{label}:\n{lines}") from None
-    anchored = _anchored(config, base) if base is not None else config
+    anchored = _anchored(config, base, label) if base is not None else config
     _store_stands_apart(anchored, label)
     return anchored
 
@@ -164,8 +198,9 @@ def _inline_secrets(node: Any, path: str = "") -> Iterator[str]:
     if isinstance(node, dict):
         for key, value in node.items():
             here = f"{path}.{key}" if path else str(key)
-            if SECRET_KEY.search(str(key)) and not isinstance(value, dict | list):
-                yield here
+            words = [word for word in re.findall(r"[\w-]+", str(key)) if SECRET_KEY.search(word)]
+            if words and not isinstance(value, dict | list):
+                yield here.removesuffix(str(key)) + words[0]  # `{password:hunter2}` is a key as a whole
             else:
                 yield from _inline_secrets(value, here)
     elif isinstance(node, list):
@@ -195,22 +230,28 @@ def _expand(node: Any, label: str) -> Any:
     return VARIABLE.sub(value, node) if isinstance(node, str) else node
 
 
-def _anchored(config: PipelineConfig, base: Path) -> PipelineConfig:
+def _anchored(config: PipelineConfig, base: Path, label: str) -> PipelineConfig:
     """The same config with relative local paths made absolute from `base`."""
 
-    def anchor(path: str) -> str:
-        return path if "://" in path else str((base / Path(path).expanduser()).resolve())
+    def anchor(path: str, field: str) -> str:
+        if "://" in path:
+            return path
+        try:
+            return str((base / Path(path).expanduser()).resolve())
+        except (RuntimeError, ValueError, OSError) as error:
+            words = "there is no home of that name" if path.startswith("~") else error
+            raise ConfigError(f"{label}: {field} must be a path, got {_shown(path)} ({words}). Write it from / on.") from None
 
     source: ImageFolder | TarShards
     if isinstance(config.source, ImageFolder):
-        source = config.source.model_copy(update={"path": anchor(config.source.path)})
+        source = config.source.model_copy(update={"path": anchor(config.source.path, "source.path")})
     else:
-        source = config.source.model_copy(update={"paths": tuple(anchor(p) for p in config.source.paths)})
+        source = config.source.model_copy(update={"paths": tuple(anchor(p, "source.paths") for p in config.source.paths)})
     weights = config.model.weights
     if weights is not None and is_path(weights):
-        weights = anchor(weights)
+        weights = anchor(weights, "model.weights")
     model = config.model.model_copy(update={"weights": weights})
-    return config.model_copy(update={"store": anchor(config.store), "source": source, "model": model})
+    return config.model_copy(update={"store": anchor(config.store, "store"), "source": source, "model": model})
 
 
 def is_path(weights: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -385,6 +386,44 @@ def test_a_secret_from_a_variable_is_refused(tmp_path: Path, monkeypatch: pytest
     assert "hunter2" not in str(caught.value)
 
 
+def test_a_secret_that_has_become_part_of_a_key_is_refused_without_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"s3\.aws_secret_access_key must not hold a credential") as caught:
+        load_config(write(tmp_path, "s3: {aws_secret_access_key:hunter2}"))
+    assert "hunter2" not in str(caught.value)
+
+
+MALFORMED = [
+    ("store: x\naws_secret_access_key: %SECRET", "found character '%' that cannot start any token", 2, 24),
+    ("aws_secret_access_key: @SECRET", "found character '@' that cannot start any token", 1, 24),
+    ('aws_secret_access_key: "SECRET', "found unexpected end of stream", 1, 31),
+    ("s3:\n\taws_secret_access_key: SECRET", r"found character '\t' that cannot start any token", 2, 1),
+    ("aws_secret_access_key: SECRET: x", "mapping values are not allowed here", 1, 30),
+    ("aws_secret_access_key: *SECRET", "found undefined alias", 1, 24),
+    ("aws_secret_access_key: !SECRET x", "could not determine a constructor for the tag", 1, 24),
+    ("aws_secret_access_key: !SECRET!x y", "found undefined tag handle", 1, 24),
+    ("aws_secret_access_key: {SECRET", "expected ',' or '}', but got '<stream end>'", 1, 31),
+    ("aws_secret_access_key: !!binary \u00e4SECRET", "failed to convert base64 data into ascii", 1, 24),
+    ("aws_secret_access_key: !!int SECRET", "found a number or date that is none", 1, 24),
+    ("aws_secret_access_key: !!bool SECRET", "found a number or date that is none", 1, 24),
+    ("aws_secret_access_key: !!timestamp SECRET", "found a number or date that is none", 1, 24),
+    ("a: 1\naws_secret_access_key: SECRET\x07", "found a character that YAML does not allow, #x0007", 2, 30),
+]
+"""Lines that no YAML reader takes, what is said of them, and where."""
+
+
+@pytest.mark.parametrize(("text", "problem", "line", "column"), MALFORMED)
+def test_a_malformed_line_is_told_by_its_place_and_never_repeated(
+    tmp_path: Path, text: str, problem: str, line: int, column: int
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, text))
+    words = f"{tmp_path}/pipeline.yaml: must be valid YAML, got line {line}, column {column}: {problem}. Mend that line."
+    assert str(caught.value) == words
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "SECRET" not in shown
+    assert "aws_secret" not in shown
+
+
 @pytest.mark.parametrize("value", ["s3://bucket/a:b/c", "s3://bucket/user@host", "file:///a@b"])
 def test_an_address_without_a_secret_is_accepted(value: str) -> None:
     assert parse_config(pipeline(store=value)).store == value
@@ -420,17 +459,57 @@ def test_a_missing_file_is_named_with_the_remedy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: [1, 2", "not valid YAML.*line"),
-        ("name: a\n\tb: 1", "not valid YAML"),
+        ("name: [1, 2", "must be valid YAML, got line 1, column 12: .*Mend that line"),
+        ("name: a\n\tb: 1", "must be valid YAML"),
         ("- a\n- b\n", "must be a mapping of sections, got list"),
         ("", "must be a mapping of sections, got NoneType"),
         ("just words", "must be a mapping of sections, got str"),
-        ("name: !!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("name: !!python/object/apply:os.system ['true']", "must be valid YAML"),
     ],
 )
 def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"pipeline\.yaml: {message}"):
         load_config(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("text", ["a: 1\nx: 2020-13-45", "a: 1\nx: 2020-01-01T00:00:00+99:99", "a: 1\nx: !!int ''"])
+def test_a_date_or_number_that_is_none_is_told_by_its_place(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"must be valid YAML, got line 2, column 4: found a number or date that is none"):
+        load_config(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("text", ["&a {x: *a}", "store: &a [*a]", "a: " + "[" * 5_000])
+def test_what_has_no_end_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"yaml: must be sections of plain values, got one within itself, or too deep\. Write"
+    ):
+        load_config(write(tmp_path, text))
+
+
+def test_trouble_without_a_place_is_told_too(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"yaml: must be valid YAML, got what it does not allow\. Mend that line") as caught:
+        load_config(write(tmp_path, r'password: "hunter2\UFFFFFFFF"'))
+    assert "hunter" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"store": "~nosuchuser/x"}, "store"),
+        ({"source__path": "~nosuchuser/x"}, "source.path"),
+        ({"source": {"kind": "shards", "paths": ["a.tar", "~nosuchuser/x"]}}, "source.paths"),
+        ({"model__weights": "~nosuchuser/x"}, "model.weights"),
+    ],
+)
+def test_the_home_of_a_user_that_is_none_is_refused_by_field(tmp_path: Path, changes: dict[str, Any], field: str) -> None:
+    words = rf"pipeline\.yaml: {field} must be a path, got '~nosuchuser/x' \(there is no home .*\)\. Write it from / on"
+    with pytest.raises(ConfigError, match=words):
+        load_config(write(tmp_path, pipeline(**changes)))
+
+
+def test_a_path_with_a_nul_in_it_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"store must be a path, got 'a\\x00b' \(embedded null byte\)"):
+        load_config(write(tmp_path, pipeline(store="a\0b")))
 
 
 def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
