@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from everfresh.tasks.config import ImageFolder, ParentFolder, PipelineConfig, Sidecar, TarShards
 from everfresh.tasks.errors import AccessRefused, DataError, ObjectMissing, SourceError, StoreError
@@ -30,6 +30,7 @@ from everfresh.tasks.ledger import stream
 from everfresh.tasks.progress import bar
 from everfresh.tasks.records import Cursor, Split, StreamEntry, Window, digest_of
 from everfresh.tasks.store import FolderStore, Listed, Store, cache_folder, open_store
+from everfresh.tasks.store.base import CHUNK, clean
 from everfresh.tasks.views import ViewWriter, split_of
 
 log = logging.getLogger(__name__)
@@ -282,6 +283,11 @@ class Source:
                     yield SourceFile(item.key, item.version, item.size, item.modified.timestamp(), place)
 
     def _members(self, place: int, item: Listed) -> Iterator[SourceFile]:
+        if not _is_path(item.key):
+            raise SourceError(
+                f"source.paths: the key of an archive must be a path without empty parts, '.' or '..', got {item.key!r}. "
+                "Put it under another one."
+            )
         archive = self._local(place, item)
         try:
             with tarfile.open(archive, "r:") as tar:  # uncompressed: members are read in place
@@ -316,8 +322,8 @@ class Source:
             DataError: it is none that can be read: a link or a device in an archive, a key that is no path.
         """
         if file.member is None or file.archive is None:
-            if PurePosixPath(file.key).as_posix() != file.key:
-                raise DataError("has a key with empty parts, which is no path; put it under another one")
+            if not _is_path(file.key):
+                raise DataError("has a key with empty parts, '.' or '..', which is no path; put it under another one")
             return self._stores[file.place].get(file.key)
         if not file.member.isreg() or file.member.issparse():
             raise DataError("is a link, a device or a sparse file in its archive; only plain files are read")
@@ -337,12 +343,30 @@ class Source:
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """A damaged header in the middle would pass for the end, and what follows would be lost."""
-    file = tar.fileobj
-    if file is not None:
-        file.seek(tar.offset)
-        if any(file.read(tarfile.BLOCKSIZE)):
-            raise tarfile.ReadError(f"damaged at byte {tar.offset:,}")
+    """A damaged header or a hole of zeros in the middle would pass for the end, and what follows would be lost.
+
+    So behind the end of an archive there may be nothing but zeros.
+    """
+    file, place = tar.fileobj, tar.offset
+    if file is None:
+        return
+    file.seek(place)
+    while chunk := file.read(CHUNK):
+        if rest := chunk.lstrip(b"\0"):
+            place += len(chunk) - len(rest)
+            if place == tar.offset:
+                raise tarfile.ReadError(f"damaged at byte {place:,}")
+            raise tarfile.ReadError(f"damaged: it ends at byte {tar.offset:,} and goes on at byte {place:,}")
+        place += len(chunk)
+
+
+def _is_path(key: str) -> bool:
+    """Whether a store has a place for the key; S3 lists others too."""
+    try:
+        clean(key)
+    except StoreError:
+        return False
+    return True
 
 
 def _check_name(key: str) -> None:

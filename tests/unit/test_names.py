@@ -15,6 +15,7 @@ from support.windows import pictures, pipeline, quarantined, taken
 
 from everfresh.tasks.errors import SourceError
 from everfresh.tasks.ingest import ingest
+from everfresh.tasks.ledger import stream
 from everfresh.tasks.store import FolderStore, S3Store
 from everfresh.tasks.views import View
 
@@ -53,21 +54,36 @@ def test_odd_names_and_long_ones_are_read_from_s3(s3_store: S3Store) -> None:
     assert ingest(s3_store, config) is None
 
 
-def test_a_key_with_empty_parts_as_s3_allows_is_set_aside(
-    folder_store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("odd", ["cat//2.png", "/2.png", "cat/../2.png", "../2.png", "./2.png"])
+@pytest.mark.parametrize("order", ["key", "modified", "shuffled"])
+def test_a_key_that_is_no_path_as_s3_allows_is_set_aside_and_the_others_go_on(
+    folder_store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: str, order: str
 ) -> None:
-    inbox, original = write_folder(tmp_path / "inbox", pictures("cat/1.png", "cat/2.png")), FolderStore.list
+    inbox, original = write_folder(tmp_path / "inbox", pictures("cat/1.png", "cat/2.png", "dog/3.png")), FolderStore.list
 
     def listed(store: FolderStore, *arguments: str, **named: str) -> Any:  # the server of the tests allows none
-        return (replace(item, key=item.key.replace("t/2", "t//2")) for item in original(store, *arguments, **named))
+        return (replace(item, key=item.key.replace("cat/2.png", odd)) for item in original(store, *arguments, **named))
 
-    monkeypatch.setattr(FolderStore, "list", listed)
-    entry = ingest(folder_store, pipeline(inbox))
-    assert taken(folder_store, entry) == ["cat/1.png"]
-    reason = "has a key with empty parts, which is no path; put it under another one"
+    config = pipeline(inbox, order=order, max_samples=2)
     with monkeypatch.context() as patch:
-        patch.undo()
-        assert quarantined(folder_store, entry) == {"cat//2.png": reason}
+        patch.setattr(FolderStore, "list", listed)
+        entries = [ingest(folder_store, config), ingest(folder_store, config)]
+        assert ingest(folder_store, config) is None
+    assert sorted(key for entry in entries for key in taken(folder_store, entry)) == ["cat/1.png", "dog/3.png"]
+    reason = "has a key with empty parts, '.' or '..', which is no path; put it under another one"
+    assert [q for entry in entries if (q := quarantined(folder_store, entry))] == [{odd: reason}]
+
+
+def test_an_archive_whose_key_is_no_path_is_named(
+    folder_store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tar(tmp_path / "in/a.tar", pictures("cat/1.png"))
+    original = FolderStore.list
+    monkeypatch.setattr(
+        FolderStore, "list", lambda *args, **named: (replace(i, key=f"/{i.key}") for i in original(*args, **named))
+    )
+    with pytest.raises(SourceError, match=r"the key of an archive must be a path .*, got '/a\.tar'\. Put it under another one"):
+        ingest(folder_store, pipeline({"kind": "shards", "paths": [str(tmp_path / "in")]}))
 
 
 # --- links -----------------------------------------------------------------------------------------------
@@ -152,6 +168,42 @@ def test_damage_in_the_middle_of_an_archive_does_not_pass_for_its_end(folder_sto
     path.write_bytes(data)
     with pytest.raises(SourceError, match=r"a\.tar is not a readable, uncompressed tar archive \(damaged at byte [\d,]+\)"):
         ingest(folder_store, pipeline({"kind": "shards", "paths": [str(path)]}))
+
+
+def test_a_hole_of_zeros_in_an_archive_does_not_pass_for_its_end(folder_store: FolderStore, tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", pictures("cat/1.png", "cat/2.png", "cat/3.png"))
+    with tarfile.open(path) as tar:
+        _, hole, after = tar
+    data = bytearray(path.read_bytes())
+    data[hole.offset : after.offset] = bytes(after.offset - hole.offset)
+    path.write_bytes(data)
+    place = rf"damaged: it ends at byte {hole.offset:,} and goes on at byte {after.offset:,}"
+    with pytest.raises(SourceError, match=rf"a\.tar is not a readable, uncompressed tar archive \({place}\)\. Write it again"):
+        ingest(folder_store, pipeline({"kind": "shards", "paths": [str(path)]}))
+    assert stream(folder_store).last() is None
+
+
+def test_a_hole_larger_than_what_is_read_at_once_is_found(folder_store: FolderStore, tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", pictures("cat/1.png"))
+    with path.open("ab") as file:
+        file.write(bytes(3 << 20) + b"x")
+    with pytest.raises(SourceError, match=rf"goes on at byte {path.stat().st_size - 1:,}\)"):
+        ingest(folder_store, pipeline({"kind": "shards", "paths": [str(path)]}))
+
+
+def test_an_archive_behind_another_is_not_lost(folder_store: FolderStore, tmp_path: Path) -> None:
+    parts = [write_tar(tmp_path / f"{n}.tar", pictures(f"cat/{n}.png")) for n in range(2)]
+    (tmp_path / "a.tar").write_bytes(b"".join(part.read_bytes() for part in parts))
+    where = parts[0].stat().st_size
+    with pytest.raises(SourceError, match=rf"ends at byte [\d,]+ and goes on at byte {where:,}\)"):
+        ingest(folder_store, pipeline({"kind": "shards", "paths": [str(tmp_path / "a.tar")]}))
+
+
+def test_an_archive_may_end_with_any_number_of_empty_blocks(folder_store: FolderStore, tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", pictures("cat/1.png", "cat/2.png"))
+    path.write_bytes(path.read_bytes() + bytes(3 << 20))
+    entry = ingest(folder_store, pipeline({"kind": "shards", "paths": [str(path)]}))
+    assert len(taken(folder_store, entry)) == 2
 
 
 def test_an_archive_may_end_without_its_last_blocks(folder_store: FolderStore, tmp_path: Path) -> None:
