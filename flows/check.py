@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from everfresh.tasks.config import BetterGate, ParentFolder, PipelineConfig
-from everfresh.tasks.errors import ConfigError, DataError, EverfreshError, SourceError, StoreError
+from everfresh.tasks.config import BetterGate, ImageFolder, ParentFolder, PipelineConfig
+from everfresh.tasks.errors import AccessRefused, ConfigError, DataError, EverfreshError, ObjectMissing, SourceError
 from everfresh.tasks.images import examine
-from everfresh.tasks.ingest import Source
+from everfresh.tasks.ingest import Source, SourceFile, annotation_of
+from everfresh.tasks.labels import Annotation, Unusable
 from everfresh.tasks.store import pipeline_store
 from everfresh.tasks.store.prove import proofs
 
 LOOKED_AT = 20
 """Files of the source that are read and decoded."""
+USER = re.compile(r"^(\w+://)?.*@", re.DOTALL)
+"""What stands before the host in an address: a user, perhaps with a password."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,8 @@ def check(config: PipelineConfig) -> Iterator[Checked]:
     """Try each part for real; yields one line each, failures with their remedy. Nothing is left behind."""
     yield Checked("config", True, f"{config.name}: valid")
     yield from _store(config)
+    yield from _source(config)
     parts: dict[str, Callable[[PipelineConfig], str]] = {
-        "source": _source,
-        "classes": _classes,
         "weights": _weights,
         "gates": _gates,
         "prefect": _prefect,
@@ -61,41 +64,74 @@ def _store(config: PipelineConfig) -> Iterator[Checked]:
             return
 
 
-def _source(config: PipelineConfig) -> str:
-    source = Source(config)
-    files = list(source.files(set()))
-    found = f"{len(files)} files"
-    unusable = []
-    for file in files[:: max(1, len(files) // LOOKED_AT)][:LOOKED_AT]:
+def _source(config: PipelineConfig) -> Iterator[Checked]:
+    """What the source holds and how it is labelled; where it cannot be listed, both would say the same."""
+    try:
+        source = Source(config)
+        files = list(source.files(set()))
+    except EverfreshError as error:
+        yield Checked("source", False, str(error))
+        return
+    yield _tried("source", lambda: _files(config, source, files))
+    yield _tried("classes", lambda: _classes(config, source, files))
+
+
+def _files(config: PipelineConfig, source: Source, files: list[SourceFile]) -> str:
+    """Whether files can be used, told from some; what becomes of one that cannot is what ingest does with it."""
+    looked_at = files[:: max(1, len(files) // LOOKED_AT)][:LOOKED_AT]
+    unusable, refused = [], []
+    for file in looked_at:
         try:
             examine(source.read(file))
-        except (DataError, StoreError) as error:
+        except ObjectMissing:
+            unusable.append(f"{file.key} vanished between listing and reading")
+        except DataError as error:
             unusable.append(f"{file.key} {error}")
+        except AccessRefused as error:
+            if isinstance(config.source, ImageFolder) and config.source.ordered:
+                raise
+            refused.append(f"{file.key}, {error}")
+    if refused and len(refused) == len(looked_at):
+        raise SourceError(
+            f"source: files must be readable, got {len(refused)} looked at of which none is, {looked_at[0].key} among them. "
+            "Grant the right to read them, or remove them."
+        )
+    found = [f"{len(files)} files"]
     if unusable:
-        found += f"; of {min(len(files), LOOKED_AT)} looked at {len(unusable)} would go into quarantine: {unusable[0]}"
-    return found
+        found.append(f"of {len(looked_at)} looked at {len(unusable)} would go into quarantine: {unusable[0]}")
+    if refused:
+        found.append(f"of {len(looked_at)} looked at {len(refused)} may not be read and would wait: {refused[0]}")
+    return "; ".join(found)
 
 
-def _classes(config: PipelineConfig) -> str:
-    source = Source(config)
-    files = list(source.files(set()))
-    found = ""
+def _classes(config: PipelineConfig, source: Source, files: list[SourceFile]) -> str:
+    """Whether labels are classes of the model; a file has the label that ingest gives it."""
+    annotations, found = source.annotations(), ""
     if isinstance(config.source.labels, ParentFolder):
-        labels = Counter(f.key.split("/")[-2] if "/" in f.key else "(none)" for f in files)
+        annotations = {file.key: _annotation(file, config) for file in files}
+        if bare := sum(a == Annotation() for a in annotations.values()):
+            found = f"{bare} files are in no folder that names a label, "
     else:
-        annotations = source.annotations()
-        labels = Counter(a.label for a in annotations.values() if a.label is not None)
         lost = len(annotations.keys() - {f.key for f in files})
         found = f"{len(annotations)} rows of labels" + (f" of which {lost} have no file" if lost else "") + ", "
-    if not labels:
-        return f"{found}no label is there yet"
+    labels = Counter(a.label for a in annotations.values() if a.label is not None)
     unknown = sorted(set(labels) - set(config.model.classes))
-    found += f"{len(labels) - len(unknown)} of {len(config.model.classes)} classes"
+    known = len(labels) - len(unknown)
+    found += f"{known} of {len(config.model.classes)} classes" if labels else "no label is there yet"
     if unknown:
         found += f"; not in model.classes, will wait as pending: {', '.join(unknown[:8])}"
-    if len(unknown) == len(labels):
+    if unusable := [f"{key} {a.reason}" for key, a in annotations.items() if isinstance(a, Unusable)]:
+        found += f"; {len(unusable)} would go into quarantine: {unusable[0]}"
+    if labels and not known:
         raise SourceError(f"source: labels must be among model.classes, got none that is ({found}). Correct one of the two.")
     return found
+
+
+def _annotation(file: SourceFile, config: PipelineConfig) -> Annotation:
+    try:
+        return annotation_of(file, {}, config)
+    except DataError as error:
+        return Unusable(reason=str(error))
 
 
 def _weights(config: PipelineConfig) -> str:
@@ -132,11 +168,19 @@ def _prefect(_config: PipelineConfig) -> str:
         return f"no PREFECT_API_URL: each run starts a temporary server (about 10 s) and keeps its history in {home}"
     import httpx
 
+    shown = USER.sub(r"\1", url)
     try:
         httpx.get(f"{url.rstrip('/')}/health", timeout=5).raise_for_status()
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:  # most of which repeat the address, with its user
+        match error:
+            case httpx.HTTPStatusError(response=answer):
+                words = f"it answers {answer.status_code} {answer.reason_phrase}"
+            case httpx.InvalidURL() | httpx.UnsupportedProtocol():
+                words = "it is no address of http or https"
+            case _:
+                words = USER.sub(r"\1", str(error))
         raise EverfreshError(
-            f"PREFECT_API_URL must lead to a Prefect server, got {url} ({error}). "
+            f"PREFECT_API_URL must lead to a Prefect server, got {shown} ({words}). "
             "Start one with `prefect server start`, or unset it."
-        ) from error
-    return f"{url}: healthy"
+        ) from None
+    return f"{shown}: healthy"

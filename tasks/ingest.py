@@ -134,9 +134,6 @@ def _take(
     writer: ViewWriter, source: Source, file: SourceFile, annotations: Mapping[str, Annotation], config: PipelineConfig
 ) -> bool:
     """Take one file in, or set it aside; False if the source refuses it: then it waits, and the others go on."""
-    if file.size > MAX_BYTES:
-        writer.reject(file.key, f"is {file.size:,} bytes, more than {MAX_BYTES:,}", b"")
-        return True
     try:
         data = source.read(file)
     except ObjectMissing:
@@ -152,11 +149,7 @@ def _take(
         return False
     try:
         picture = examine(data)
-        annotation = annotations.get(file.key, Annotation())
-        if isinstance(config.source.labels, ParentFolder):
-            annotation = Annotation(label=name_in(_parent(file.key.removeprefix(f"{file.archive_key}/"))))
-        elif isinstance(annotation, Unusable):
-            raise DataError(annotation.reason)
+        annotation = annotation_of(file, annotations, config)
     except DataError as error:
         writer.reject(file.key, str(error), data)
         return True
@@ -177,6 +170,20 @@ def _take(
         slices=json.dumps(dict(annotation.slices), sort_keys=True),
     )
     return True
+
+
+def annotation_of(file: SourceFile, annotations: Mapping[str, Annotation], config: PipelineConfig) -> Annotation:
+    """What is known of a file, from the folder it stands in or from its row in the label table.
+
+    Raises:
+        DataError: the folder's name is no label, or the row cannot be used.
+    """
+    if isinstance(config.source.labels, ParentFolder):
+        return Annotation(label=name_in(_parent(file.key.removeprefix(f"{file.archive_key}/"))))
+    annotation = annotations.get(file.key, Annotation())
+    if isinstance(annotation, Unusable):
+        raise DataError(annotation.reason)
+    return annotation
 
 
 def _split(group: str, config: PipelineConfig) -> Split:
@@ -319,8 +326,10 @@ class Source:
         """The file's bytes.
 
         Raises:
-            DataError: it is none that can be read: a link or a device in an archive, a key that is no path.
+            DataError: it is none that can be read: too large, a link or a device in an archive, a key that is no path.
         """
+        if file.size > MAX_BYTES:
+            raise DataError(f"is {file.size:,} bytes, more than {MAX_BYTES:,}")
         if file.member is None or file.archive is None:
             if not _is_path(file.key):
                 raise DataError("has a key with empty parts, '.' or '..', which is no path; put it under another one")

@@ -5,19 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from support.loop import pipeline
-from support.pictures import digits, table, write_folder
+from support.pictures import digits, table, write_folder, write_tar
 
 from everfresh.flows.check import Checked, check
-from everfresh.tasks.config import PipelineConfig, S3Config
+from everfresh.tasks.config import PipelineConfig, S3Config, TarShards
 from everfresh.tasks.errors import AccessRefused, StoreError
+from everfresh.tasks.ingest import Source, ingest
 from everfresh.tasks.store import FolderStore, Listed, S3Store, Store
 from everfresh.tasks.store.prove import proofs
+from everfresh.tasks.views import View
 
 
 def classes(config: PipelineConfig) -> Checked:
@@ -56,6 +60,34 @@ def test_folders_are_labels_too(tmp_path: Path, names: tuple[str, ...], *, passe
     config = pipeline(tmp_path)
     write_folder(tmp_path / "inbox", digits(4, classes=names))
     assert classes(config).passed is passed
+
+
+def test_a_folders_name_is_the_label_that_a_window_gives_it(tmp_path: Path) -> None:
+    pictures = list(digits(3).values())
+    write_folder(tmp_path / "inbox", {" a  b /1.png": pictures[0], "bell\a/2.png": pictures[1], "3.png": pictures[2]})
+    config = pipeline(tmp_path, model={"classes": ["a b", "c"]})
+    assert classes(config).words == (
+        "1 files are in no folder that names a label, 1 of 2 classes; 1 would go into quarantine: bell\a/2.png "
+        "has a label or slice with control characters, 'bell\\x07'"
+    )
+    store = FolderStore(tmp_path / "windows")
+    entry = ingest(store, config)
+    assert entry is not None
+    assert {sample.label for sample in View(store, entry.view).samples} == {"a b", None}
+
+
+def test_a_picture_at_the_top_of_an_archive_has_no_label(tmp_path: Path) -> None:
+    zero, one = digits(2).values()
+    write_tar(tmp_path / "in/a.tar", {"1.png": zero, "./2.png": one})
+    config = pipeline(tmp_path)
+    config = config.model_copy(update={"source": TarShards(kind="shards", paths=(str(tmp_path / "in"),))})
+    assert classes(config).words == "2 files are in no folder that names a label, no label is there yet"
+
+
+def test_a_row_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    line = classes(with_table(tmp_path, ["zero", "one", "x" * 201]))
+    assert "1 would go into quarantine: " in line.words
+    assert "has a label or slice of 201 characters" in line.words
 
 
 # --- the store -------------------------------------------------------------------------------------------
@@ -193,6 +225,66 @@ def test_pictures_that_cannot_be_used_are_told(tmp_path: Path) -> None:
     assert words.startswith("4 files; of 4 looked at 1 would go into quarantine: zero/bad.png is not a picture")
 
 
+def test_a_file_too_large_is_told_without_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = pipeline(tmp_path)
+    write_folder(tmp_path / "inbox", digits(2))
+    with (tmp_path / "inbox/zero/large.tif").open("wb") as file:
+        file.truncate(10 << 30)
+    words = line_of(config, "source").words
+    assert words == (
+        "3 files; of 3 looked at 1 would go into quarantine: zero/large.tif is 10,737,418,240 bytes, more than 268,435,456"
+    )
+
+
+def test_a_file_that_may_not_be_read_waits_and_is_not_said_to_go_into_quarantine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, get = pipeline(tmp_path), FolderStore.get
+    write_folder(tmp_path / "inbox", {f"zero/{n}.png": data for n, data in enumerate(digits(3).values())})
+
+    def refusing(store: FolderStore, key: str) -> bytes:
+        if key in refused:
+            raise AccessRefused(f"store: cannot read {key} (Permission denied).")
+        return get(store, key)
+
+    monkeypatch.setattr(FolderStore, "get", refusing)
+    refused = {"zero/1.png"}
+    line = line_of(config, "source")
+    assert (line.passed, line.words) == (
+        True, "3 files; of 3 looked at 1 may not be read and would wait: zero/1.png, store: cannot read zero/1.png "
+        "(Permission denied).",
+    )  # fmt: skip
+    ordered = pipeline(tmp_path, source={"ordered": True})
+    assert line_of(ordered, "source") == Checked("source", False, "store: cannot read zero/1.png (Permission denied).")
+    refused = {f"zero/{n}.png" for n in range(3)}
+    line = line_of(config, "source")
+    assert not line.passed
+    assert "files must be readable, got 3 looked at of which none is, zero/0.png among them. Grant the right" in line.words
+
+
+def test_trouble_of_the_store_fails_and_is_not_said_to_go_into_quarantine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(source: Source, file: object) -> bytes:
+        raise StoreError("store: no answer. Check the network.")
+
+    write_folder(tmp_path / "inbox", digits(3))
+    monkeypatch.setattr(Source, "read", read)
+    assert line_of(pipeline(tmp_path), "source") == Checked("source", False, "store: no answer. Check the network.")
+
+
+def test_a_source_is_listed_once_and_its_trouble_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed, original = [], Source._list
+    monkeypatch.setattr(Source, "_list", lambda source, path: listed.append(path) or original(source, path))
+    config = with_table(tmp_path, ["zero", "one"])
+    assert {"source", "classes"} <= {line.name for line in check(config)}
+    assert len(listed) == 1
+    lost = pipeline(tmp_path, source={"path": str(tmp_path / "nowhere")})
+    names = [line.name for line in check(lost) if not line.passed]
+    assert names == ["source"]
+    assert len(listed) == 2
+
+
 def test_a_gate_that_no_window_can_pass_fails(tmp_path: Path) -> None:
     gates = [{"kind": "better", "confidence": 0.999}]
     window = {"max_samples": 20, "holdout_fraction": 0.2}
@@ -202,3 +294,52 @@ def test_a_gate_that_no_window_can_pass_fails(tmp_path: Path) -> None:
     line = line_of(pipeline(tmp_path, gates=[{"kind": "better", "confidence": 0.8}]), "gates")
     assert line.passed
     assert "better needs 3 more hits than misses, so windows of about 9 samples or more (window.min_samples is 1)" in line.words
+
+
+# --- Prefect ---------------------------------------------------------------------------------------------
+
+
+class Failing(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(503)
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def failing() -> Iterator[str]:
+    """Address of a server that has nothing but trouble."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+        Thread(target=server.serve_forever).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("url", "shown", "reason"),
+    [
+        ("http://me:hunter2@HERE/api", "http://HERE/api", "it answers 503 Service Unavailable"),
+        ("http://me:hun%40ter2@HERE/api", "http://HERE/api", "it answers 503 Service Unavailable"),
+        ("http://hunter2@127.0.0.1:9/api", "http://127.0.0.1:9/api", r"\[Errno 111\] Connection refused"),
+        ("http://me:hunter2:hun@ter3@HERE/api", "http://HERE/api", "it answers 503 Service Unavailable"),
+        ("http://me:hun/ter2@HERE/api", "http://HERE/api", "it is no address of http or https"),
+        ("me:hunter2@HERE/api", "HERE/api", "it is no address of http or https"),
+        ("ftp://me:hunter2@HERE/api", "ftp://HERE/api", "it is no address of http or https"),
+    ],
+)
+def test_a_user_in_the_address_of_prefect_is_never_shown(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, shown: str, reason: str
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", url.replace("HERE", failing))
+    line = line_of(pipeline(tmp_path), "prefect")
+    assert not line.passed
+    place = re.escape(shown.replace("HERE", failing))
+    assert re.fullmatch(rf"PREFECT_API_URL must lead to a Prefect server, got {place} \({reason}\)\. Start one .*", line.words)
+
+
+def test_a_healthy_server_is_named_without_its_user(failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Failing, "do_GET", lambda self: (self.send_response(200), self.end_headers()))
+    monkeypatch.setenv("PREFECT_API_URL", f"http://me:hunter2@{failing}/api")
+    assert line_of(pipeline(tmp_path), "prefect") == Checked("prefect", True, f"http://{failing}/api: healthy")

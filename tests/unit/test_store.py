@@ -625,9 +625,7 @@ def test_a_page_that_answers_everything_is_no_store(s3_endpoint: str, tmp_path: 
             lambda: champion_moves(store).last_seq(),
         ]
         for call in calls:
-            with pytest.raises(
-                AccessRefused, match=r"must be an S3 server, got an answer without an ETag\. Correct"
-            ):
+            with pytest.raises(AccessRefused, match=r"must be an S3 server, got an answer without an ETag\. Correct"):
                 call()
         server.shutdown()
         serving.join()
@@ -690,7 +688,5 @@ def test_a_disk_that_cannot_sync_a_folder_still_creates(folder_store: FolderStor
 def test_a_cache_that_cannot_be_made_is_told_with_its_remedy(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
     part = s3_store.keep("k", b"x")
     monkeypatch.setenv("EVERFRESH_CACHE", "/proc/nowhere/cache")
-    with pytest.raises(
-        StoreError, match=r"must have a folder that can be written, got /proc/nowhere/.*Set EVER"
-    ):
+    with pytest.raises(StoreError, match=r"must have a folder that can be written, got /proc/nowhere/.*Set EVER"):
         s3_store.local(part)
