@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from support.loop import CLASSES, SIDE, pipeline, run_window, second_window
+from support.loop import CLASSES, SIDE, NothingNew, pipeline, run_window, second_window
 from support.mutate import Mutant, mutants, shows_the_digit
 from support.pictures import digits, write_folder
 
@@ -145,7 +145,7 @@ def test_a_window_of_trouble_ends_with_an_entry_that_says_what_was_done_and_why(
     if window == "nothing to prove on":
         assert "holdout" in entry.failed_gates
     assert journal.pending(store) is None
-    with pytest.raises(LookupError, match="nothing is new"):
+    with pytest.raises(NothingNew):
         run_window(store, config)
 
 
