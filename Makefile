@@ -5,7 +5,7 @@ HOME_OF_RUNS := $(CURDIR)/run/prefect
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run test test-slow lint format bench bench-seeds bench-pacs bench-kill bench-upload lock clean
+.PHONY: help run test test-slow lint format bench bench-seeds bench-pacs bench-kill bench-s3 bench-upload lock clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -48,6 +48,9 @@ bench-pacs: .venv/.installed ## photo, art painting, cartoon over 5 seeds; needs
 
 bench-kill: .venv/.installed ## kill -9 at random moments of the demo, then compare with an undisturbed run
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kill_demo.py
+
+bench-s3: .venv/.installed ## digits and PACS with the store on S3 and in a folder: the same bytes; PACS needs PACS_DATA and SQUEEZENET
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/same_on_s3.py
 
 bench-upload: .venv/.installed ## a proven upload to S3 against boto3's own, 5 MB to 1 GB
 	$(BIN)/python benchmarks/upload.py

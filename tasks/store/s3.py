@@ -151,26 +151,28 @@ class S3Store(Store):
             return
 
     def prove_checksum(self, key: str) -> str:
-        crc, md5 = b64encode(zlib.crc32(b"other").to_bytes(4)).decode(), b64encode(_md5(b"other").digest()).decode()
-        named = {"Bucket": self.bucket, "Key": self._key(key)}
-        begun = self._call("create_multipart_upload", self._key(key), **self._encrypted(), ChecksumAlgorithm="CRC32")
-        try:
-            by_crc = self._refuses("put_object", key, **self._encrypted(), ChecksumCRC32=crc) and self._refuses(
-                "upload_part", key, UploadId=begun["UploadId"], PartNumber=1, ChecksumCRC32=crc
-            )
-            by_md5 = self._refuses("put_object", key, **self._encrypted(), ContentMD5=md5)
-        finally:
-            with self._speaking("abort_multipart_upload", self._key(key)):
-                self._client.abort_multipart_upload(**named, UploadId=begun["UploadId"])
-        if not (by_crc if self.settings.verify == "checksum" else by_md5):
-            kind, other = ("CRC-32", "read_back") if self.settings.verify == "checksum" else ("MD5", "checksum")
+        if self.settings.verify == "checksum":
+            kind, other, refuses = "CRC-32", "read_back", self._refuses_crc(key)
+        else:
+            wrong = b64encode(_md5(b"other").digest()).decode()
+            kind, other, refuses = "MD5", "checksum", self._refuses("put_object", key, **self._encrypted(), ContentMD5=wrong)
+        if not refuses:
             raise StoreError(
-                f"s3.verify must be {other if by_crc or by_md5 else 'something the store knows'} at {self.url('')}, got "
-                f"{self.settings.verify}: bytes with a wrong {kind} are taken. "
-                + (f"Set s3.verify to {other}." if by_crc or by_md5 else "Use another store.")
+                f"s3.verify must be {other} at {self.url('')}, got {self.settings.verify}: bytes with a wrong {kind} are taken. "
+                f"Set s3.verify to {other}."
             )
-        known = [name for name, refused in (("CRC-32", by_crc), ("MD5", by_md5)) if refused]
-        return f"bytes with a wrong {' or '.join(known)} are refused, s3.verify is {self.settings.verify}"
+        return f"bytes with a wrong {kind} are refused"
+
+    def _refuses_crc(self, key: str) -> bool:
+        """Whether a wrong CRC-32 is refused, in a write at once and in one by parts."""
+        wrong = b64encode(zlib.crc32(b"other").to_bytes(4)).decode()
+        begun = self._call("create_multipart_upload", self._key(key), **self._written_with())["UploadId"]
+        try:
+            return self._refuses("put_object", key, **self._encrypted(), ChecksumCRC32=wrong) and self._refuses(
+                "upload_part", key, UploadId=begun, PartNumber=1, ChecksumCRC32=wrong
+            )
+        finally:
+            self._call("abort_multipart_upload", self._key(key), UploadId=begun)
 
     def _refuses(self, operation: str, key: str, **wrong: Any) -> bool:
         """Whether damaged bytes are refused as such."""

@@ -115,10 +115,11 @@ def test_a_good_store_keeps_each_promise_and_nothing_is_left(store: Store) -> No
         assert list(store.root.iterdir()) == []
 
 
-@pytest.mark.parametrize("verify", ["read_back", "checksum"])
-def test_a_server_that_refuses_a_wrong_checksum_is_told(s3_store: S3Store, verify: str) -> None:
-    words = S3Store(s3_store.bucket, s3_store.prefix, S3Config.model_validate({"verify": verify})).prove_checksum("k")
-    assert words == f"bytes with a wrong CRC-32 or MD5 are refused, s3.verify is {verify}"
+@pytest.mark.parametrize(("verify", "kind"), [("read_back", "MD5"), ("checksum", "CRC-32")])
+def test_a_server_that_refuses_damaged_bytes_is_told(s3_store: S3Store, verify: str, kind: str) -> None:
+    settings = S3Config.model_validate({"verify": verify, "encryption": "AES256"})
+    words = S3Store(s3_store.bucket, s3_store.prefix, settings).prove_checksum("k")
+    assert words == f"bytes with a wrong {kind} are refused"
     assert list(s3_store.unfinished()) == []
 
 
@@ -150,7 +151,7 @@ def test_a_refusal_for_another_reason_proves_nothing_of_checksums(s3_store: S3St
     call = S3Store._call
 
     def refusing(self: S3Store, operation: str, key: str, **named: Any) -> Any:
-        if "ChecksumCRC32" in named:
+        if "ContentMD5" in named:
             raise AccessRefused("no right")
         return call(self, operation, key, **named)
 
