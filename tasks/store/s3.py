@@ -158,8 +158,8 @@ class S3Store(Store):
             kind, other, refuses = "MD5", "checksum", self._refuses("put_object", key, **self._encrypted(), ContentMD5=wrong)
         if not refuses:
             raise StoreError(
-                f"s3.verify must be {other} at {self.url('')}, got {self.settings.verify}: bytes with a wrong {kind} are taken. "
-                f"Set s3.verify to {other}."
+                f"s3.verify must be {other} at {self.url('')}, got {self.settings.verify}: bytes with a wrong {kind} are "
+                f"taken. Set s3.verify to {other}."
             )
         return f"bytes with a wrong {kind} are refused"
 
