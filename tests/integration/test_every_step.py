@@ -87,7 +87,10 @@ def test_a_death_at_any_operation_is_made_good(waiting: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_death_at_any_operation_is_made_good_on_s3(waiting: Path, tmp_path: Path, s3_endpoint: str) -> None:
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("names", "points"), [(WRITES, 50), (WRITES + READS, 300)], ids=["write", "operation"])
+def test_a_death_is_made_good_on_s3(
+    waiting: Path, tmp_path: Path, s3_endpoint: str, names: tuple[str, ...], points: int
+) -> None:
     assert s3_endpoint
-    assert grid(waiting, tmp_path, WRITES + READS, BUCKET) > 300
+    assert grid(waiting, tmp_path, names, BUCKET) > points
