@@ -65,8 +65,9 @@ def run_tick(config: PipelineConfig, tick: Tick) -> JournalEntry:
     announce(config, tick, drift)
     tried, failure = climb(config, tick, decision)
     evaluation, published = prove(config, tick, drift, best(tried))
-    entry = steps.end_tick(config, tick, drift, decision, tried, evaluation, published, str(failure or ""))
-    announce(config, tick, entry)
+    entry = steps.sum_up(config, tick, drift, decision, tried, evaluation, published, str(failure or ""))
+    announce(config, tick, entry)  # before the tick is over: a run that dies in between is made good by the next
+    entry = steps.end_tick(config, tick, entry)
     artifacts.tick_summary(config, tick, entry, evaluation)
     get_run_logger().info("window %d: %s", tick.seq, artifacts.headline(entry))
     if failure:

@@ -133,7 +133,7 @@ def previous(store: Store, seq: int, request: str = "") -> JournalEntry | None:
     return others[-1] if others else scheduled(store).entry(seq)
 
 
-def end(
+def sum_up(
     store: Store,
     tick: Tick,
     drift: DriftReport | None,
@@ -145,11 +145,11 @@ def end(
     bank: tuple[Banked, ...],
     failure: str = "",
 ) -> JournalEntry:
-    """Write the journal entry that ends a tick."""
+    """The journal entry that will end a tick."""
     window = window_of(store, tick.view)
     last = previous(store, tick.seq, tick.request)
     head = champion_moves(store).last()
-    entry = JournalEntry(
+    return JournalEntry(
         seq=tick.seq,
         request=tick.request,
         view=tick.view,
@@ -185,6 +185,10 @@ def end(
         started_at=tick.now,
         finished_at=store.now(),
     )
+
+
+def end(store: Store, tick: Tick, entry: JournalEntry) -> JournalEntry:
+    """Write the entry; returns that of another run if it was first."""
     if tick.request:
         return settle(store, f"journal/{tick.seq:08d}-{tick.request}.json", entry)
     journal = scheduled(store)

@@ -184,8 +184,8 @@ def publish(
     return stage.publish(store, config, tick, candidate, evaluation, bank)
 
 
-@step("journal")
-def end_tick(
+@step("sum-up")
+def sum_up(
     config: PipelineConfig,
     tick: Tick,
     drift: DriftReport | None,
@@ -195,12 +195,18 @@ def end_tick(
     published: AliasMove | None,
     failure: str,
 ) -> JournalEntry:
-    """Write the journal entry."""
+    """What the journal will say of the tick."""
     store = open_pipeline(config, tick)
     window = journal.window_of(store, tick.view)
     trust = evaluation.trust if evaluation else judge_labels(window, drift, None, vouched=tick.trust_labels)
     bank = decide.bank_after(tick, window, drift, trust)
-    return journal.end(store, tick, drift, decision, tried, evaluation, published, trust, bank, failure)
+    return journal.sum_up(store, tick, drift, decision, tried, evaluation, published, trust, bank, failure)
+
+
+@step("journal")
+def end_tick(config: PipelineConfig, tick: Tick, entry: JournalEntry) -> JournalEntry:
+    """Write the journal entry: the tick is over."""
+    return journal.end(open_pipeline(config, tick), tick, entry)
 
 
 @step("rollback")

@@ -250,6 +250,23 @@ def test_a_store_that_is_out_of_reach_for_a_moment_is_tried_again(pipeline: Pipe
     assert len(met) > 1
 
 
+def test_a_tick_that_dies_at_its_end_has_told_its_release_and_does_so_once(
+    tmp_path: Path, server: PrefectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_pipeline(tmp_path, "dying")
+    made.arrives(1, samples=150)
+    with monkeypatch.context() as dying:
+        failed_once(dying, "create", "journal/00000001-tick.json", ObjectMissing("the machine is gone"))
+        with pytest.raises(ObjectMissing, match="the machine is gone"):
+            retrain(made.config)
+    assert [e["payload"]["window"] for e in server.events("dying", "everfresh.release.published")] == [1]
+    [entry] = retrain(made.config)
+    assert entry.version == 1
+    made.arrives(2, samples=60)
+    retrain(made.config)
+    assert server.every_event("dying") == ["everfresh.release.published"]
+
+
 @pytest.mark.parametrize("kind", [DigestMismatch, ObjectMissing])
 def test_wrong_data_is_not_tried_again(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, kind: type[StoreError]) -> None:
     pipeline.arrives(3)

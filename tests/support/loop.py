@@ -117,7 +117,8 @@ def run_window(store: Store, config: PipelineConfig, request: str = "") -> Outco
             move = publish.publish(store, config, tick, challenger, evaluation, bank)
     trust = evaluation.trust if evaluation else judge_labels(window, measured, None)
     bank = decide.bank_after(tick, window, measured, trust)
-    entry = journal.end(store, tick, measured, decision, tried, evaluation, move, trust, bank)
+    entry = journal.sum_up(store, tick, measured, decision, tried, evaluation, move, trust, bank)
+    entry = journal.end(store, tick, entry)
     return Outcome(tick, measured, decision, tuple(tried), evaluation, move, entry)
 
 

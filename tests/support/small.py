@@ -129,4 +129,5 @@ def run_tick(store: Store, config: PipelineConfig) -> JournalEntry | None:
             proof = evaluate.evaluate(store, config, tick, challenger, against=champion_moves(store).last_seq())
     decision = Decision(action="retrain", reasons=("so",), ladder=("head",))
     bank = decide.bank_after(tick, journal.window_of(store, tick.view), None, proof.trust)
-    return journal.end(store, tick, None, decision, [challenger], proof, move, proof.trust, bank)
+    entry = journal.sum_up(store, tick, None, decision, [challenger], proof, move, proof.trust, bank)
+    return journal.end(store, tick, entry)

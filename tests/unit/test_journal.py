@@ -23,7 +23,7 @@ def second(tmp_path: Path) -> Any:
 
 
 def finish(store: FolderStore, tick: Tick, decision: Decision = NOTHING) -> Any:
-    return journal.end(store, tick, None, decision, (), None, None, "trusted", tick.bank)
+    return journal.end(store, tick, journal.sum_up(store, tick, None, decision, (), None, None, "trusted", tick.bank))
 
 
 def test_a_tick_that_began_sets_out_from_the_same_again(second: Any) -> None:

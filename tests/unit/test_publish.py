@@ -436,9 +436,9 @@ def test_what_is_adopted_is_watched_and_replaced_like_any_other(tmp_path: Path) 
 def test_a_release_takes_no_drift_stage_to_be_read(here: Proven) -> None:
     """The reference that a publication writes is what the next window is measured against."""
     here.publish()
-    journal.end(
-        here.store, here.tick, None, decide.Decision(action="nothing", reasons=("x",)), (), None, None, "trusted", here.bank
-    )
+    decision = decide.Decision(action="nothing", reasons=("x",))
+    entry = journal.sum_up(here.store, here.tick, None, decision, (), None, None, "trusted", here.bank)
+    journal.end(here.store, here.tick, entry)
     arrive(here.config, 30, start=600)
     tick = open_tick(here.store, here.config)
     report = drift.detect(here.store, here.config, tick)
