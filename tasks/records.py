@@ -214,6 +214,10 @@ class ColumnDrift(Value):
     """Corrected for all columns tested together."""
     reference_mean: float | None = None
     current_mean: float | None = None
+    missing: tuple[Share, Share] = (0.0, 0.0)
+    """Share of missing values, in the reference and here."""
+    new_categories: tuple[str, ...] = ()
+    """Values that the reference does not have, most frequent first, at most five."""
 
 
 class LabelAgreement(Value):
@@ -228,6 +232,60 @@ class LabelAgreement(Value):
     """What neighbours would reach if the labels were shuffled."""
 
 
+class FamilyDrift(Value):
+    """What one family of tests said; `combined` is none of them but all together."""
+
+    name: str
+    """``columns``, ``outputs``, ``classifier``, ``mmd``, ``novelty`` or ``concept``."""
+    p_value: Share
+    """Of this family alone, not corrected for the others."""
+
+
+class ClassShift(Value):
+    """How much of the window is of one class, by the champion's soft outputs corrected for its confusions (BBSE)."""
+
+    name: str
+    reference: Share
+    """Share of the reference's labels."""
+    estimated: Interval
+    """Share in this window, 95 % interval."""
+
+
+class SliceDrift(Value):
+    """One slice of the window: a predicted class, or a value of a metadata column."""
+
+    column: str
+    value: str
+    samples: int
+    reference_accuracy: Share
+    """On the reference's samples of this slice; on all of them where it has too few."""
+    estimated_accuracy: Share
+    """Without labels, in this window."""
+
+
+class DriftPoint(Record):
+    """One window on the timeline of drift; what later windows know of it."""
+
+    seq: int = Field(ge=1)
+    drift: str
+    """Key of the report."""
+    release: str
+    """The champion that it was measured for."""
+    exceeds: bool
+    alarm: bool
+    p_value: Share
+    reference_accuracy: Share
+    estimated_accuracy: Interval
+    measured_accuracy: float | None = None
+    """On the window's labels, where there are enough."""
+    at: AwareDatetime
+
+    @property
+    def severity(self) -> float:
+        """Estimated loss of accuracy."""
+        return self.reference_accuracy - self.estimated_accuracy.value
+
+
 class DriftReport(Record):
     """How far the window is from the champion's reference. It measures; `decide` decides."""
 
@@ -236,25 +294,39 @@ class DriftReport(Record):
     reference: str
     reference_samples: int
     current_samples: int
+    exceeds: bool = False
+    """The window fits no component of the reference and no mixture of them, and by more than the effect floor."""
     alarm: bool
-    """The window fits no component of the reference and no mixture of them."""
+    """It exceeds, and so did as many of the last windows as the pipeline asks for, and no cooldown is on."""
     tested: bool = True
     """False if window or reference had too few samples; then `p_value` is 1 and says nothing."""
     p_value: Share
+    """Of all families together."""
     score: float = Field(ge=0)
-    """Largest column distance of the best fitting comparison, 0…1; higher is more drift."""
+    """Largest effect of the best fitting comparison, 0…1: column distance, or 2 AUC - 1 of the domain classifier."""
+    auc: Share | None = None
+    """Held-out area under the ROC curve of a classifier that tells the window from the reference; 0.5 is chance."""
+    families: tuple[FamilyDrift, ...] = ()
     regime: str = ""
     """The single component that fits best; a quiet window belongs to it."""
     nearest: str
     """The component (or `mixture`) that fits best."""
     columns: tuple[ColumnDrift, ...]
     """Most drifted first, in that comparison."""
+    classes: tuple[ClassShift, ...] = ()
+    """Estimated shares of the classes, most changed first."""
+    slices: tuple[SliceDrift, ...] = ()
+    """Largest estimated loss first."""
     reference_accuracy: Share
     estimated_accuracy: Interval
     """Accuracy on this window estimated without its labels."""
     severity: float
     """Estimated loss of accuracy against the reference; negative if it is expected to gain."""
     labels: LabelAgreement | None
+    since: int | None = None
+    """First window of the unbroken run of exceeding windows that this one ends; None if it does not exceed."""
+    words: str = ""
+    """What happened, in a sentence that anybody can read."""
     files: dict[str, Part]
     """Reports and pictures by name."""
 

@@ -235,6 +235,9 @@ class ModelConfig(Section):
         return std
 
 
+Season = Literal["hour", "weekday"]
+
+
 class DriftConfig(Section):
     """How a window is compared with the champion's reference."""
 
@@ -246,8 +249,29 @@ class DriftConfig(Section):
     """Permutations behind each p-value; the smallest possible p is 1 / (permutations + 1)."""
     components: int = Field(default=16, ge=0, le=512)
     """Leading principal components of the embedding that are tested."""
+    min_effect: float = Field(default=0.05, ge=0, le=1)
+    """An alarm needs an effect of at least this: a column's distance, or 2 AUC - 1 of the domain classifier, 0…1."""
+    alarm_after: int = Field(default=1, ge=1, le=100)
+    """Alarm once so many of the last `within` windows exceeded, this one included."""
+    within: int = Field(default=1, ge=1, le=100)
+    """Windows that `alarm_after` looks back on, this one included; those of an earlier champion do not count."""
+    cooldown_windows: int = Field(default=0, ge=0, le=10_000)
+    """Windows after an alarm during which the same champion gets no other."""
+    seasonal: tuple[Season, ...] = ()
+    """Compare with reference samples of the same `hour` and/or `weekday` as the window's, UTC; needs sample times."""
     report: bool = True
-    """Write Evidently's HTML and JSON report beside our own numbers."""
+    """Write the page that explains the drift, and Evidently's HTML and JSON report beside our own numbers."""
+    workspace: str | None = None
+    """Folder of an Evidently workspace, relative to this file: each report becomes a snapshot of the team's own UI."""
+
+    @model_validator(mode="after")
+    def _alarm_is_reachable(self) -> Self:
+        if self.alarm_after > self.within:
+            raise ValueError(
+                f"alarm_after must be at most within = {self.within}, got {self.alarm_after}: no window could ever alarm. "
+                "Raise within"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rate_is_reachable(self) -> Self:

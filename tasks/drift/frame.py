@@ -37,7 +37,7 @@ class Frame:
     labels: NDArray[np.int64]
     """(N,) class numbers, -1 where no known label is."""
     places: tuple[tuple[View, int], ...]
-    """Where each sample's picture is: view and row."""
+    """Where each sample's picture is: view and row; empty where there is none to show."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,7 +62,7 @@ class Frame:
             self.embeddings[rows],
             self.classes,
             self.labels[rows],
-            tuple(self.places[int(r)] for r in rows),
+            tuple(self.places[int(r)] for r in rows) if self.places else (),
         )
 
     def picture(self, row: int) -> bytes:
@@ -104,4 +104,19 @@ def build(embedder: Embedder, picks: Sequence[tuple[View, NDArray[np.int64]]]) -
         classes,
         np.array([number.get(s.label, -1) if s.label is not None else -1 for s in samples], dtype=np.int64),
         tuple(places),
+    )
+
+
+def concatenate(frames: Sequence[Frame]) -> Frame:
+    """One frame of all rows."""
+    first = frames[0]
+    shared = set.intersection(*(set(f.categorical) for f in frames))
+    return Frame(
+        {name: np.concatenate([f.numerical[name] for f in frames]) for name in first.numerical},
+        {name: np.concatenate([f.categorical[name] for f in frames]) for name in first.categorical if name in shared},
+        np.concatenate([f.probabilities for f in frames]),
+        np.concatenate([f.embeddings for f in frames]),
+        first.classes,
+        np.concatenate([f.labels for f in frames]),
+        tuple(place for f in frames for place in f.places),
     )
