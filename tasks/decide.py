@@ -168,7 +168,7 @@ def bank_after(tick: Tick, window: Window, drift: DriftReport | None, trust: Tru
     """The bank with this window in it, if it is labelled and trusted. An alarm makes a regime of its own."""
     if trust != "trusted" or not window.splits.get("holdout") or any(b.view == window.view for b in tick.bank):
         return tick.bank
-    regime = drift.regime if drift and not drift.alarm and drift.regime else f"window {tick.seq}"
+    regime = drift.regime if drift and not drift.moved and drift.regime else f"window {tick.seq}"
     bank = [*tick.bank, Banked(view=window.view, seq=tick.seq, regime=regime, labelled=window.labelled)]
     if len(bank) > MOST_BANKED:
         crowded = Counter(b.regime for b in bank).most_common(1)[0][0]

@@ -286,6 +286,13 @@ class DriftPoint(Record):
         return self.reference_accuracy - self.estimated_accuracy.value
 
 
+class Timeline(Record):
+    """What was measured of the windows so far."""
+
+    points: tuple[DriftPoint, ...]
+    """Oldest first."""
+
+
 class DriftReport(Record):
     """How far the window is from the champion's reference. It measures; `decide` decides."""
 
@@ -296,6 +303,8 @@ class DriftReport(Record):
     current_samples: int
     exceeds: bool = False
     """The window fits no component of the reference and no mixture of them, and by more than the effect floor."""
+    moved: bool = False
+    """It exceeds by its samples alone, whatever their labels say."""
     alarm: bool
     """It exceeds, and so did as many of the last windows as the pipeline asks for, and no cooldown is on."""
     tested: bool = True

@@ -41,7 +41,7 @@ def judge_labels(window: Window, drift: DriftReport | None, challenger: float | 
     if drift.labels is None:
         return "trusted"
     chance = min(drift.labels.chance, VARIED)
-    moved = drift.alarm or not drift.tested
+    moved = drift.moved or not drift.tested
     witnesses = [drift.labels.champion.high]
     if moved and drift.labels.chance < VARIED:
         witnesses += [drift.labels.neighbours, *([] if challenger is None else [challenger])]
@@ -57,7 +57,7 @@ def suspicion(drift: DriftReport | None) -> str:
             "labels: a challenger learnt next to nothing from this window's labels: it is suspect. Correct them, or train "
             "better (fine_tune.epochs, fine_tune.learning_rate, model.weights) and `everfresh run --force`"
         )
-    if drift.alarm or not drift.tested:
+    if drift.moved or not drift.tested:
         who = "nothing agrees with this window's labels, neither champion nor neighbours nor challenger"
     else:
         who = "this window's labels contradict the champion on pictures like those that it knows"

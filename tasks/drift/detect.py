@@ -1,34 +1,51 @@
 """Measure how far a window is from what the champion was proven on, and what that would cost.
 
-A window is quiet if it fits one component of the reference, or a mixture of them: the p-value is the largest over
-these comparisons. Nothing is decided here.
+A window exceeds if it fits no regime of the reference and no mixture of them, by more than the effect floor; whether that
+is an alarm depends on the windows before it. Nothing is decided here.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from everfresh.tasks.config import DriftConfig, PipelineConfig
-from everfresh.tasks.drift import shift
+from everfresh.tasks.drift import harm
+from everfresh.tasks.drift.words import sentence
 from everfresh.tasks.drift.frame import Frame, build
-from everfresh.tasks.drift.shift import Shift
+from everfresh.tasks.drift.regimes import MIN_SAMPLES, closest, compare_all
+from everfresh.tasks.drift.shift import Shift, classifier_auc
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import ObjectMissing
 from everfresh.tasks.ledger import attempt_folder, find, settle
-from everfresh.tasks.records import DriftReport, Interval, LabelAgreement, Part, Reference, Release, Tick, digest_of
+from everfresh.tasks.records import (
+    DriftPoint,
+    DriftReport,
+    FamilyDrift,
+    Interval,
+    LabelAgreement,
+    Part,
+    Reference,
+    Release,
+    Tick,
+    Timeline,
+    digest_of,
+)
 from everfresh.tasks.store import Store
 from everfresh.tasks.views import View, seeded_choice
 
-MIN_SAMPLES = 10
-"""With fewer samples on either side nothing is tested."""
 SHOWN = 12
 """Pictures on each side of the contact sheet."""
+TIMELINE, REMEMBERED = "timeline", 100
+"""Where the measurements so far stand, and how many of them."""
+CONCEPT_SHARE = 0.2
+"""Of the false-alarm rate, for errors at equal input where labels tell of them; the other tests share the rest."""
 
 
 def detect(store: Store, config: PipelineConfig, tick: Tick) -> DriftReport:
@@ -44,69 +61,138 @@ def detect(store: Store, config: PipelineConfig, tick: Tick) -> DriftReport:
             f"drift: the release {tick.champion} and its reference must be in the store, got none. "
             "Let a first window train version 1, or adopt a model."
         )
-    key = digest_of("drift", 3, tick.view, reference.id, release.id, config.model.precision, config.drift)
-    if (known := find(store, f"drift/{key}/record.json", DriftReport)) is not None:
-        return known
+    past = timeline(store, tick.seq)
+    known = [(p.seq, p.release, p.exceeds, p.alarm) for p in past]
+    key = digest_of("drift", 4, tick.view, reference.id, release.id, config.model.precision, config.drift, known)
+    report = find(store, f"drift/{key}/record.json", DriftReport) or _measure(store, config, tick, release, reference, past, key)
+    if not tick.request:
+        points = (*past, point(report, tick))[-REMEMBERED:]
+        settle(store, f"{TIMELINE}/{tick.seq:08d}.json", Timeline(points=points))
+    return report
+
+
+def timeline(store: Store, before: int) -> tuple[DriftPoint, ...]:
+    """What was measured of the windows before one, oldest first, at most REMEMBERED of them."""
+    keys = (i.key for i in store.list(TIMELINE, after=f"{TIMELINE}/{max(0, before - REMEMBERED):08d}"))
+    last = max((key for key in keys if key < f"{TIMELINE}/{before:08d}"), default=None)
+    return Timeline.from_bytes(store.get(last), last).points if last else ()
+
+
+def point(report: DriftReport, tick: Tick) -> DriftPoint:
+    """A report as the timeline keeps it."""
+    return DriftPoint(
+        seq=tick.seq,
+        drift=report.key,
+        release=tick.champion or "",
+        exceeds=report.exceeds,
+        alarm=report.alarm,
+        p_value=report.p_value,
+        reference_accuracy=report.reference_accuracy,
+        estimated_accuracy=report.estimated_accuracy,
+        measured_accuracy=report.labels.champion.value if report.labels else None,
+        at=tick.now,
+    )
+
+
+def _measure(
+    store: Store,
+    config: PipelineConfig,
+    tick: Tick,
+    release: Release,
+    reference: Reference,
+    past: Sequence[DriftPoint],
+    key: str,
+) -> DriftReport:
     embedder = Embedder.open(
         store, release.spec, release.files["model.safetensors"], config.model.precision, code=config.model.architecture
     )
-    most, view = config.drift.max_samples, View(store, tick.view)
+    most, view, seed = config.drift.max_samples, View(store, tick.view), int(key, 16)
     rows = _unlearnt(view, release)
     current = build(embedder, [(view, rows[seeded_choice(len(rows), most, key)])])
     components = {c.name: _component(store, embedder, c.views, c.splits, most, tick.view) for c in reference.components}
-    shifts = compare_all(components, current, config.drift, seed=int(key, 16))
+    shifts = compare_all(components, current, config.drift, seed)
+    single = [s for s in shifts if s.name in components]
     nearest = max(shifts, key=_fit)
-    tested = bool(nearest.columns)
-    accuracy, estimate = shift.estimated_accuracy(nearest.reference, current, seed=int(key, 16))
-    report = DriftReport(
-        key=key,
-        view=tick.view,
-        reference=reference.id,
-        reference_samples=len(nearest.reference),
+    report = judge(nearest, current, config.drift, seed, labelled=_outside_holdout(current))
+    report = report.model_copy(
+        update={
+            "key": key,
+            "view": tick.view,
+            "reference": reference.id,
+            "regime": max(single, key=_fit).name if report.tested else closest(components, current),
+            **alarm(report.exceeds, tick.seq, past, release.id, config.drift),
+        }
+    )
+    report = report.model_copy(update={"words": sentence(report)})
+    files = _explain(store, config, tick, report, past, nearest, current) if config.drift.report and report.tested else {}
+    return settle(store, f"drift/{key}/record.json", report.model_copy(update={"files": files}))
+
+
+def judge(nearest: Shift, current: Frame, config: DriftConfig, seed: int, *, labelled: NDArray[np.int64]) -> DriftReport:
+    """All that one comparison says, whatever came before: effects, p-values and the estimated harm.
+
+    Args:
+        nearest: the comparison with what fits best.
+        current: the window.
+        config: rate, effect floor and permutations.
+        seed: of all that is drawn.
+        labelled: rows of the window whose labels may be looked at.
+    """
+    reference = nearest.reference
+    accuracy, estimate = harm.estimated_accuracy(reference, current, seed)
+    auc = classifier_auc(reference, current, seed) if nearest.columns else None
+    concept = harm.concept(reference, current.take(labelled), seed, config.permutations) if nearest.columns else None
+    score = max(nearest.score, 2 * (auc or 0.5) - 1)
+    share = CONCEPT_SHARE if concept is not None else 0.0
+    moved = nearest.p_value <= config.false_alarm_rate * (1 - share) and score >= config.min_effect
+    turned = concept is not None and concept <= config.false_alarm_rate * share
+    families = nearest.families + ((FamilyDrift(name="concept", p_value=concept),) if concept is not None else ())
+    p_values = [nearest.p_value / (1 - share), *([] if concept is None else [concept / share])]
+    return DriftReport(
+        key="",
+        view="",
+        reference="",
+        reference_samples=len(reference),
         current_samples=len(current),
-        alarm=nearest.p_value <= config.drift.false_alarm_rate,
-        tested=tested,
-        p_value=nearest.p_value,
-        score=nearest.score,
-        regime=max((s for s in shifts if s.name in components), key=_fit).name if tested else _closest(components, current),
+        exceeds=moved or turned,
+        moved=moved,
+        alarm=moved or turned,
+        tested=bool(nearest.columns),
+        p_value=min(1.0, *p_values),
+        score=score,
+        auc=auc,
+        families=families,
         nearest=nearest.name,
         columns=nearest.columns,
+        classes=harm.class_shift(reference, current, seed) if nearest.columns else (),
+        slices=harm.slices(reference, current) if nearest.columns else (),
         reference_accuracy=accuracy,
         estimated_accuracy=estimate,
         severity=accuracy - estimate.value,
-        labels=agreement(current.take(_outside_holdout(current))),
-        files=_explain(store, f"drift/{key}", nearest, current) if config.drift.report else {},
+        labels=agreement(current.take(labelled)),
+        files={},
     )
-    return settle(store, f"drift/{key}/record.json", report)
+
+
+def alarm(exceeds: bool, seq: int, past: Sequence[DriftPoint], release: str, config: DriftConfig) -> dict[str, Any]:
+    """Whether a window alarms after those before it, and since when windows exceed without a break.
+
+    Windows that an earlier champion met do not count towards an alarm about this one.
+    """
+    mine = {p.seq: p for p in past if p.release == release}
+    recent = [mine[s].exceeds for s in range(seq - config.within + 1, seq) if s in mine]
+    silent = any(mine[s].alarm for s in range(seq - config.cooldown_windows, seq) if s in mine)
+    since, seen = seq, {p.seq: p.exceeds for p in past}
+    while seen.get(since - 1):
+        since -= 1
+    return {
+        "alarm": exceeds and sum(recent) + 1 >= config.alarm_after and not silent,
+        "since": since if exceeds else None,
+    }
 
 
 def _fit(found: Shift) -> tuple[float, float]:
-    return found.p_value, -found.score
-
-
-def _closest(components: Mapping[str, Frame], current: Frame) -> str:
-    """The component with the nearest mean embedding, for a window that is too small to test."""
-    if not len(current):
-        return next(iter(components))
-    centre = current.embeddings.mean(axis=0)
-    gaps = {name: float(np.linalg.norm(f.embeddings.mean(axis=0) - centre)) for name, f in components.items() if len(f)}
-    return min(gaps, key=lambda name: gaps[name]) if gaps else next(iter(components))
-
-
-def compare_all(components: Mapping[str, Frame], current: Frame, config: DriftConfig, seed: int) -> list[Shift]:
-    """The window against each component and, where there are several, against their best mixture.
-
-    A component with too few samples is left out: any window would fit it.
-    """
-    references = {name: frame for name, frame in components.items() if len(frame) >= MIN_SAMPLES}
-    if len(current) < MIN_SAMPLES or not references:
-        return [Shift(name, 1.0, (), frame, {}) for name, frame in components.items()]
-    if (mixed := shift.mixture(references, current, seed)) is not None and len(mixed) >= MIN_SAMPLES:
-        references["mixture"] = mixed
-    return [
-        shift.compare(name, frame, current, components=config.components, permutations=config.permutations, seed=seed)
-        for name, frame in references.items()
-    ]
+    return found.p_value, -found.strength
 
 
 def agreement(current: Frame) -> LabelAgreement | None:
@@ -158,29 +244,36 @@ def _component(
     return build(embedder, picks)
 
 
-def _explain(store: Store, folder: str, nearest: Shift, current: Frame) -> dict[str, Part]:
-    """Evidently's report and the two pictures, written under a fresh attempt."""
-    from everfresh.tasks.drift import pictures
+def _explain(
+    store: Store,
+    config: PipelineConfig,
+    tick: Tick,
+    report: DriftReport,
+    past: Sequence[DriftPoint],
+    nearest: Shift,
+    current: Frame,
+) -> dict[str, Part]:
+    """The page that explains the drift and Evidently's report, written under a fresh attempt."""
+    from everfresh.tasks.drift.explain import page
     from everfresh.tasks.drift.report import write_report
 
-    if not nearest.columns:
-        return {}
-    attempt = attempt_folder(folder)
+    reference = nearest.reference
+    attempt = attempt_folder(f"drift/{report.key}")
+    shared = reference.categorical.keys() & current.categorical.keys()
+    values = nearest.values | {c: (reference.categorical[c], current.categorical[c]) for c in shared}
+    strange, typical = unusual(reference, current, SHOWN)
     with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary:
         here = Path(temporary)
-        files = write_report(nearest.reference, current, here)
-        files["columns.png"] = here / "columns.png"
-        shown = {
-            **nearest.values,
-            **{c: (v, current.categorical[c]) for c, v in nearest.reference.categorical.items() if c in current.categorical},
-        }
-        pictures.columns_picture(nearest.columns, shown, files["columns.png"])
-        files["contact.png"] = here / "contact.png"
-        strange, typical = shift.unusual(nearest.reference, current, SHOWN)
-        pictures.contact_sheet(
+        files = write_report(reference, current, here)
+        files |= page(
+            report,
+            [*past, point(report, tick)],
+            values,
             [(current.picture(int(r)), _caption(current, int(r))) for r in strange],
-            [(nearest.reference.picture(int(r)), _caption(nearest.reference, int(r))) for r in typical],
-            files["contact.png"],
+            [(reference.picture(int(r)), _caption(reference, int(r))) for r in typical],
+            here,
+            pipeline=config.name,
+            beside=sorted(files),
         )
         return {name: store.keep_file(f"{attempt}/{name}", path) for name, path in files.items()}
 
@@ -188,3 +281,16 @@ def _explain(store: Store, folder: str, nearest: Shift, current: Frame) -> dict[
 def _caption(frame: Frame, row: int) -> str:
     label = frame.classes[frame.labels[row]] if frame.labels[row] >= 0 else "no label"
     return f"{label}\n→ {frame.categorical['prediction'][row]} {frame.confidence[row]:.0%}"
+
+
+def unusual(reference: Frame, current: Frame, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the most unusual current and the most typical reference samples, by distance to nearest references."""
+    from sklearn.neighbors import NearestNeighbors
+
+    scale = reference.embeddings.std(axis=0) + 1e-9
+    ours, theirs = reference.embeddings / scale, current.embeddings / scale
+    neighbours = min(5, len(ours) - 1)
+    index = NearestNeighbors(n_neighbors=neighbours + 1).fit(ours)
+    away = index.kneighbors(theirs, neighbours)[0].mean(axis=1)
+    inside = index.kneighbors(ours)[0][:, 1:].mean(axis=1)
+    return np.argsort(-away, kind="stable")[:count], np.argsort(inside, kind="stable")[:count]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import numpy as np
 import torch
@@ -23,12 +24,15 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Frame:
-    """A bounded sample of one window or one reference component."""
+    """A bounded sample of one window or one reference component.
+
+    A table has no probabilities and no embeddings: both then have no columns, and there is no ``confidence``.
+    """
 
     numerical: dict[str, Floats]
-    """(N,) by name: image properties and ``confidence``."""
+    """(N,) by name: image properties and ``confidence``; missing is NaN."""
     categorical: dict[str, NDArray[np.str_]]
-    """(N,) by name: ``prediction`` and the slices of the sidecar."""
+    """(N,) by name: ``prediction`` and the slices of the sidecar; missing is an empty text."""
     probabilities: Floats
     """(N, C) softmax of the champion."""
     embeddings: Floats
@@ -36,8 +40,10 @@ class Frame:
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
     """(N,) class numbers, -1 where no known label is."""
-    places: tuple[tuple[View, int], ...]
+    places: tuple[tuple[View, int], ...] = ()
     """Where each sample's picture is: view and row; empty where there is none to show."""
+    times: NDArray[np.datetime64] | None = None
+    """(N,) UTC, NaT where a sample has none; None where no sample has."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,6 +69,7 @@ class Frame:
             self.classes,
             self.labels[rows],
             tuple(self.places[int(r)] for r in rows) if self.places else (),
+            None if self.times is None else self.times[rows],
         )
 
     def picture(self, row: int) -> bytes:
@@ -104,7 +111,13 @@ def build(embedder: Embedder, picks: Sequence[tuple[View, NDArray[np.int64]]]) -
         classes,
         np.array([number.get(s.label, -1) if s.label is not None else -1 for s in samples], dtype=np.int64),
         tuple(places),
+        np.array([_utc(s.timestamp) for s in samples], dtype="datetime64[s]"),
     )
+
+
+def _utc(time: datetime | None) -> datetime | None:
+    """As numpy takes it: without a zone."""
+    return time.astimezone(UTC).replace(tzinfo=None) if time else None
 
 
 def concatenate(frames: Sequence[Frame]) -> Frame:
@@ -119,4 +132,5 @@ def concatenate(frames: Sequence[Frame]) -> Frame:
         first.classes,
         np.concatenate([f.labels for f in frames]),
         tuple(place for f in frames for place in f.places),
+        None if any(f.times is None for f in frames) else np.concatenate([f.times for f in frames if f.times is not None]),
     )

@@ -1,31 +1,63 @@
-"""Is this window from the same distribution as the reference? One permutation test over many columns.
+"""Is this window from the same distribution as the reference? One permutation test over families of statistics.
 
-Every numerical column has its Kolmogorov-Smirnov distance, every categorical one its total variation distance.
-The rows of reference and window are pooled and dealt out anew many times; each column's distance is standardised
-by its mean and spread over these deals, and the largest standardised distance of a deal is compared with the
-observed one (max-T, Westfall & Young 1993). So the p-value counts all columns and their correlations at once, the
-finite reference as the noise that it is, and is (count + 1) / (permutations + 1), never 0.
+The rows of reference and window are pooled and dealt out anew many times; every statistic is computed for the
+observed deal and for each other one, so the p-value (count + 1) / (deals + 1) counts all tests and their
+correlations at once and the finite reference as the noise that it is (Westfall & Young 1993). All statistics are
+built from sums over the window's rows, so a deal costs one row of a matrix product.
 
-Columns: image properties, confidence and slices; the champion's class probabilities (black-box shift detection,
-Rabanser et al., "Failing Loudly", NeurIPS 2019); leading principal components of the embedding, fitted on the
-pooled rows so that no side is favoured.
+Families, each alone a known detector:
+
+- ``columns``: each numerical and categorical column of the frame. A numerical one is ranked in the pooled rows and
+  counted above 15 of their quantiles, squared and weighted by variance: Anderson & Darling's (1954) test on a grid, as
+  sharp in the tails as in the middle. A categorical one is Pearson's chi-squared; missing values are a category.
+- ``outputs``: the champion's class probabilities and its predictions likewise (black-box shift detection, Lipton et
+  al., ICML 2018; Rabanser et al., "Failing Loudly", NeurIPS 2019).
+- ``components``: leading principal components of the embedding likewise, fitted on the pooled rows.
+- ``classifier``: how well a ridge-regularised linear discriminant separates the two (regularised Hotelling's T²; the
+  classifier two-sample test of Lopez-Paz & Oquab, ICLR 2017, without losing half of the rows to training). Its held-out
+  AUC tells people how large the difference is.
+- ``joint``: the same discriminant over all columns and outputs together, as normal scores of their ranks.
+- ``mmd``: maximum mean discrepancy with a Gaussian kernel of median bandwidth by random Fourier features (Gretton et
+  al., JMLR 2012; Rahimi & Recht, NeurIPS 2007; Zhao & Meng 2015).
+- ``novelty``: the distance of each row from the pooled centre in whitened embedding space, as a column: a few strange
+  pictures among many ordinary ones.
+
+Each statistic is brought to one scale through the mean, spread and skewness of its deals (Wilson & Hilferty 1931). A
+family says the most extreme of its statistics; families are combined by the mean of their inverse p-values (harmonic
+mean p, Wilson, PNAS 2019), which keeps the sharpest and lets several weak ones add up. The combination is itself only a
+statistic, whose p-value comes from the same deals: it is valid whatever the approximations are worth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh
-from scipy.optimize import nnls
+from scipy.linalg import cholesky, solve_triangular
+from scipy.special import log_ndtr, ndtri
+from scipy.stats import mannwhitneyu, rankdata
 
 from everfresh.tasks.drift.frame import Floats, Frame
-from everfresh.tasks.records import ColumnDrift, Interval
+from everfresh.tasks.records import ColumnDrift, FamilyDrift
 
-BLOCK = 4_000_000
-"""Cells of one block of permutations: bounds memory to some tens of MB."""
+QUANTILES = np.array([0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99])
+"""Of the pooled rows, above which the window's rows are counted."""
+RIDGE = 1.0
+"""Added to the variance of each principal component, as a multiple of the mean one."""
+MOST_CLASSES = 64
+"""Class probabilities that are tested: those that vary most over all rows."""
+MOST_CATEGORIES = 32
+"""Of one column, that the discriminant over columns knows."""
+FEATURES = 256
+"""Random Fourier features."""
+BLOCK = 20_000
+"""Rows of the deals that are multiplied at once: bounds memory."""
+CELLS = 20_000_000
+"""Cells of a column's features held at once."""
+
+Single = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -40,11 +72,55 @@ class Shift:
     reference: Frame
     values: dict[str, tuple[Floats, Floats]]
     """Numerical columns by name: reference and current values."""
+    families: tuple[FamilyDrift, ...] = ()
+    strength: float = 0.0
+    """The combined statistic itself; between windows of one size more is more drift, also beyond the least p-value."""
 
     @property
     def score(self) -> float:
         """Largest column distance, 0…1."""
         return max((c.statistic for c in self.columns), default=0.0)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of both frames, pooled."""
+
+    name: str
+    family: str
+    values: NDArray[np.float64] | NDArray[np.str_]
+    """(N,), the reference's rows first; missing is NaN or ""."""
+
+    @property
+    def numerical(self) -> bool:
+        return self.values.dtype.kind == "f"
+
+
+class Deals:
+    """The observed deal of the pooled rows and random others of the same sizes.
+
+    Args:
+        reference: rows of the reference, which stand first.
+        current: rows of the window.
+        permutations: random deals beside the observed one.
+    """
+
+    def __init__(self, reference: int, current: int, permutations: int, rng: np.random.Generator) -> None:
+        self.rows, self.current = reference + current, current
+        self.inside = np.zeros((permutations + 1, self.rows), dtype=np.int8)  # (B + 1, N): 1 in the window
+        self.inside[0, reference:] = 1
+        self.inside[1:, :current] = 1
+        rng.permuted(self.inside[1:], axis=1, out=self.inside[1:])
+
+    def sums(self, features: Single) -> Floats:
+        """Sums (F, B + 1) over the window's rows of features (N, F) of mean 0, in standard deviations of a deal."""
+        total = np.zeros((len(self.inside), features.shape[1]))
+        for start in range(0, self.rows, BLOCK):
+            stop = start + BLOCK
+            total += self.inside[:, start:stop].astype(np.float32) @ features[start:stop]
+        spread = np.sqrt(self.current * (self.rows - self.current) / max(self.rows - 1, 1))
+        scaled: Floats = total.T / max(spread, 1e-12)
+        return scaled
 
 
 def compare(name: str, reference: Frame, current: Frame, *, components: int, permutations: int, seed: int) -> Shift:
@@ -54,195 +130,299 @@ def compare(name: str, reference: Frame, current: Frame, *, components: int, per
         name: what the reference frame is called.
         reference: N rows.
         current: M rows.
-        components: principal components of the embedding to test, at least 0.
+        components: principal components of the embedding that are tested one by one, at least 0.
         permutations: deals behind the p-value.
-        seed: of the deals.
+        seed: of the deals and of the random features.
     """
-    values = _numerical(reference, current, components)
     rng = np.random.default_rng(seed)
-    first = np.zeros(len(reference) + len(current), dtype=bool)
-    first[: len(reference)] = True
-    deals = np.stack([first, *(rng.permutation(first) for _ in range(permutations))])  # (B + 1, N + M), first observed
-    names, kinds, distances = [], [], []
-    for column, (ours, theirs) in values.items():
-        names.append(column)
-        kinds.append("numerical")
-        distances.append(_ks(np.concatenate([ours, theirs]), deals))
-    for column in reference.categorical:
-        pooled = np.concatenate([reference.categorical[column], current.categorical.get(column, np.array([], dtype=np.str_))])
-        if len(pooled) == deals.shape[1]:
-            names.append(column)
-            kinds.append("categorical")
-            distances.append(_total_variation(pooled, deals))
-    table = np.stack(distances)  # (columns, B + 1)
-    spread = table.std(axis=1, keepdims=True)
-    standard = np.divide(table - table.mean(axis=1, keepdims=True), spread, out=np.zeros_like(table), where=spread > 0)
-    largest = standard.max(axis=0)  # (B + 1,)
-    corrected = (largest[None, :] >= standard[:, :1] - 1e-12).mean(axis=1)  # the observed deal counts as one
-    columns = [
-        _describe(names[i], kinds[i], float(table[i, 0]), float(corrected[i]), values)
-        for i in np.argsort(-standard[:, 0], kind="stable")
-    ]
-    return Shift(name, float(corrected.min()), tuple(columns), reference, values)
-
-
-def mixture(components: Mapping[str, Frame], current: Frame, seed: int) -> Frame | None:
-    """A reference sample whose shares of the components fit the window best; None if one component suffices.
-
-    The shares minimise the squared distance between the means of probabilities and standardised embeddings, over the
-    simplex (non-negative least squares).
-    """
-    if len(components) < 2:
-        return None
-    frames = list(components.values())
-    pooled = np.concatenate([f.embeddings for f in frames])
-    centre, scale = pooled.mean(axis=0), pooled.std(axis=0) + 1e-9
-
-    def signature(frame: Frame) -> Floats:
-        embedding = ((frame.embeddings - centre) / scale).mean(axis=0) / np.sqrt(len(centre))
-        return np.concatenate([embedding, frame.probabilities.mean(axis=0), [100.0]])  # the last row holds the sum at 1
-
-    shares, _ = nnls(np.stack([signature(f) for f in frames], axis=1), signature(current))
-    shares = np.where(shares < 0.05, 0.0, shares)
-    if (shares > 0).sum() < 2:
-        return None
-    shares = shares / shares.sum()
-    size = min(len(f) / s for f, s in zip(frames, shares, strict=True) if s > 0)
-    rng = np.random.default_rng(seed)
-    parts = [
-        f.take(np.sort(rng.choice(len(f), int(size * s), replace=False)))
-        for f, s in zip(frames, shares, strict=True)
-        if int(size * s) > 0
-    ]
-    return concatenate(parts)
-
-
-def concatenate(frames: Sequence[Frame]) -> Frame:
-    """One frame of all rows."""
-    first = frames[0]
-    shared = set.intersection(*(set(f.categorical) for f in frames))
-    return Frame(
-        {name: np.concatenate([f.numerical[name] for f in frames]) for name in first.numerical},
-        {name: np.concatenate([f.categorical[name] for f in frames]) for name in first.categorical if name in shared},
-        np.concatenate([f.probabilities for f in frames]),
-        np.concatenate([f.embeddings for f in frames]),
-        first.classes,
-        np.concatenate([f.labels for f in frames]),
-        tuple(place for f in frames for place in f.places),
+    deals = Deals(len(reference), len(current), permutations, rng)
+    space = _Space(np.concatenate([reference.embeddings, current.embeddings]), components)
+    columns = list(_columns(reference, current, space))
+    single = normal_scale(np.concatenate([_statistics(columns, deals), np.zeros((1, permutations + 1))]))[:-1]
+    families = {family: single[[c.family == family for c in columns]] for family in dict.fromkeys(c.family for c in columns)}
+    if (joint := _joint(columns)).shape[1] > 1:
+        families["joint"] = normal_scale(_squares(deals, whitened(joint)))
+    if space.varies:
+        families["classifier"] = normal_scale(_squares(deals, space.whitened))
+        families["mmd"] = normal_scale(_squares(deals, space.fourier(rng)))
+    largest = {family: scores.max(axis=0) for family, scores in families.items()}
+    combined = _combined([_corrected(scores) for scores in families.values()], permutations)
+    p_columns = _rank(single.max(axis=0, initial=-np.inf), single[:, 0])
+    order = np.argsort(-single[:, 0], kind="stable")
+    described = [_describe(columns[i], len(reference), float(p_columns[i])) for i in order]
+    return Shift(
+        name,
+        float(_rank(combined, combined[:1])[0]),
+        tuple(described),
+        reference,
+        {c.name: (c.values[: len(reference)], c.values[len(reference) :]) for c in columns if c.numerical},
+        tuple(FamilyDrift(name=f, p_value=float(_rank(scores, scores[:1])[0])) for f, scores in largest.items()),
+        float(combined[0]),
     )
 
 
-def estimated_accuracy(reference: Frame, current: Frame, seed: int) -> tuple[float, Interval]:
-    """Accuracy of the champion on a window without its labels, by average thresholded confidence.
+def normal_scale(table: Floats) -> Floats:
+    """Statistics (S, B + 1), each row to about the standard normal scale, by mean, spread and skewness of its deals.
 
-    As many reference samples are below the threshold as the champion has wrong; the estimate is the share of the
-    window that is not below it (Garg et al., ICLR 2022). On the reference itself it is exact.
-
-    Returns:
-        Accuracy on the labelled reference, and the estimate with its 95 % bootstrap interval over both samples.
+    A gamma distribution with these moments has a nearly normal cube root (Wilson & Hilferty 1931).
     """
-    correct = reference.correct
-    labelled = np.flatnonzero(~np.isnan(correct))
-    accuracy = float(correct[labelled].mean()) if len(labelled) else float(reference.confidence.mean())
-    if not len(labelled) or not len(current):
-        return accuracy, Interval(value=accuracy, low=0.0, high=1.0)
-
-    def estimate(rows: NDArray[np.int64], confidence: Floats) -> float:
-        wrong = int((correct[rows] == 0).sum())
-        threshold = np.append(np.sort(reference.confidence[rows]), np.inf)[wrong]
-        return float((confidence >= threshold).mean())
-
-    rng = np.random.default_rng(seed)
-    draws = [estimate(rng.choice(labelled, len(labelled)), rng.choice(current.confidence, len(current))) for _ in range(200)]
-    low, high = np.quantile(draws, [0.025, 0.975])
-    value = estimate(labelled, current.confidence)
-    return accuracy, Interval(value=value, low=min(float(low), value), high=max(float(high), value))
+    centred = table - table.mean(axis=1, keepdims=True)
+    spread = centred.std(axis=1, keepdims=True)
+    scale = np.abs(table).max(axis=1, keepdims=True)
+    varies = spread > 1e-7 * np.maximum(scale, 1e-12)
+    t = np.where(varies, centred / np.where(varies, spread, 1.0), 0.0)
+    skew = np.clip((t**3).mean(axis=1, keepdims=True), -1.0, 8.0)
+    bent = np.abs(skew) > 0.05
+    g = np.where(bent, skew, 1.0)
+    root = (6 / g) * (np.cbrt(np.maximum(1 + g * t / 2, 1e-9)) - 1) + g / 6
+    scaled: Floats = np.where(bent, root, t)
+    return scaled
 
 
-def unusual(reference: Frame, current: Frame, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of the most unusual current and the most typical reference samples, by distance to nearest references."""
-    from sklearn.neighbors import NearestNeighbors
-
-    scale = reference.embeddings.std(axis=0) + 1e-9
-    ours, theirs = reference.embeddings / scale, current.embeddings / scale
-    neighbours = min(5, len(ours) - 1)
-    index = NearestNeighbors(n_neighbors=neighbours + 1).fit(ours)
-    away = index.kneighbors(theirs, neighbours)[0].mean(axis=1)
-    inside = index.kneighbors(ours)[0][:, 1:].mean(axis=1)
-    return np.argsort(-away, kind="stable")[:count], np.argsort(inside, kind="stable")[:count]
+def _corrected(scores: Floats) -> Floats:
+    """(B + 1,) minus log p of a family, Bonferroni's bound over its statistics (S, B + 1)."""
+    if not len(scores):
+        return np.zeros(scores.shape[1])
+    bound: Floats = -log_ndtr(-scores.max(axis=0)) - np.log(len(scores))
+    return bound
 
 
-def _numerical(reference: Frame, current: Frame, components: int) -> dict[str, tuple[Floats, Floats]]:
-    values = {name: (column, current.numerical[name]) for name, column in reference.numerical.items()}
-    for i, name in enumerate(reference.classes):
-        values[f"P({name})"] = (reference.probabilities[:, i], current.probabilities[:, i])
-    pooled = np.concatenate([reference.embeddings, current.embeddings])
-    pooled = pooled - pooled.mean(axis=0)
-    if components and pooled.size:
-        projected = pooled @ _directions(pooled, components)  # (N + M, components)
-        for i, column in enumerate(projected.T, 1):
-            values[f"embedding {i}"] = (column[: len(reference)], column[len(reference) :])
-    return values
+def _combined(families: list[Floats], permutations: int) -> Floats:
+    """(B + 1,) log of the mean inverse p-value over families."""
+    if not families:
+        return np.zeros(permutations + 1)
+    mean: Floats = np.logaddexp.reduce(families, axis=0) - np.log(len(families))
+    return mean
 
 
-def _directions(centred: Floats, count: int) -> Floats:
-    """Leading principal directions (D, count) of rows (N, D), from the smaller Gram matrix: no SVD of all rows.
+def _rank(deals: Floats, observed: Floats) -> Floats:
+    """(S,) p-values of observed values among the deals (B + 1,), of which the observed one is the first."""
+    share: Floats = (deals[None, :] >= observed[:, None] - 1e-9 * (1 + np.abs(observed[:, None]))).mean(axis=1)
+    return share
 
-    Fewer where the rank is lower: beyond it is only rounding, which knows at which place a row stands.
+
+# --- columns -------------------------------------------------------------------------------------------------------
+
+
+def _columns(reference: Frame, current: Frame, space: _Space) -> Iterator[Column]:
+    """All single columns; one that a frame lacks is left out."""
+
+    def pooled(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.concatenate([ours, theirs]).astype(np.float64)
+
+    for name, values in reference.numerical.items():
+        if name in current.numerical:
+            yield Column(name, "columns", pooled(values, current.numerical[name]))
+    for name, words in reference.categorical.items():
+        if name in current.categorical:
+            family = "outputs" if name == "prediction" else "columns"
+            yield Column(name, family, np.concatenate([words, current.categorical[name]]))
+    probabilities = pooled(reference.probabilities, current.probabilities)
+    for i in sorted(np.argsort(-probabilities.std(axis=0), kind="stable")[:MOST_CLASSES]):
+        yield Column(f"P({reference.classes[i]})", "outputs", probabilities[:, i])
+    for i, values in enumerate(space.leading.T, 1):
+        yield Column(f"embedding {i}", "components", values)
+    if space.varies:
+        yield Column("novelty", "novelty", space.novelty())
+
+
+def _statistics(columns: list[Column], deals: Deals) -> Floats:
+    """(columns, B + 1) statistic of each column under each deal; more is farther apart."""
+    table = np.zeros((len(columns), len(deals.inside)))
+    per = max(1, CELLS // max(1, deals.rows * (len(QUANTILES) + 1)))
+    numerical = [i for i, c in enumerate(columns) if c.numerical]
+    for start in range(0, len(numerical), per):
+        some = numerical[start : start + per]
+        parts = [_above_quantiles(columns[i].values) for i in some]  # type: ignore[arg-type]
+        sums = deals.sums(np.concatenate(parts, axis=1)) ** 2
+        ends = np.cumsum([0, *(p.shape[1] for p in parts)])
+        for i, first, last in zip(some, ends, ends[1:], strict=False):
+            table[i] = sums[first:last].sum(axis=0)
+    for i, column in enumerate(columns):
+        if not column.numerical:
+            table[i] = (deals.sums(_indicators(column.values)) ** 2).sum(axis=0)  # type: ignore[arg-type]
+    return table
+
+
+def _above_quantiles(values: NDArray[np.float64]) -> Single:
+    """(N, Q) is a row above each quantile of the pooled rows, centred and of unit variance; 0 where a value is missing.
+
+    The last column tells missing values, where there are any.
     """
-    wide = centred.shape[0] < centred.shape[1]
-    gram = centred @ centred.T if wide else centred.T @ centred
-    size = len(gram)
-    spread, vectors = eigh(gram, subset_by_index=[max(0, size - count), size - 1])  # ascending
-    vectors = vectors[:, spread > 1e-12 * max(1.0, spread[-1])][:, ::-1]
-    vectors = centred.T @ vectors if wide else vectors
-    directions: Floats = vectors / np.linalg.norm(vectors, axis=0)
-    return directions
+    present = np.isfinite(values)
+    known = values[present]
+    if not len(known):
+        return np.zeros((len(values), 1), dtype=np.float32)
+    cuts = np.unique(np.quantile(known, QUANTILES, method="inverted_cdf"))
+    above = (values[:, None] > cuts[None, :]).astype(np.float32)
+    if not present.all():
+        above[~present] = above[present].mean(axis=0)
+        above = np.concatenate([above, ~present[:, None]], axis=1, dtype=np.float32)
+    return _standardised(above)
 
 
-def _ks(pooled: Floats, deals: NDArray[np.bool_]) -> Floats:
-    """Kolmogorov-Smirnov distance (B,) of one column under every deal (B, N)."""
-    order = np.argsort(pooled, kind="stable")
-    ends = np.append(np.diff(pooled[order]) > 0, True)  # within ties the distance is not defined
-    size, members = len(pooled), int(deals[0].sum())
-    evenly = np.arange(1, size + 1) * members  # whole numbers: a column that does not vary has distance 0 in every deal
-    distances = np.empty(len(deals))
-    rows = max(1, BLOCK // size)
-    for start in range(0, len(deals), rows):
-        gap = np.cumsum(deals[start : start + rows][:, order], axis=1, dtype=np.int64) * size - evenly
-        distances[start : start + rows] = np.abs(gap[:, ends]).max(axis=1)
-    distances /= float(members) * float(size - members)
-    return distances
+def _indicators(words: NDArray[np.str_]) -> Single:
+    """(N, K) indicators of the categories, scaled so that their squares add up to Pearson's chi-squared."""
+    _, codes = np.unique(words, return_inverse=True)
+    one_hot = np.eye(int(codes.max(initial=0)) + 1, dtype=np.float32)[codes]
+    shares = one_hot.mean(axis=0)
+    scaled: Single = (one_hot - shares) / np.sqrt(np.maximum(shares, 1e-12))
+    return scaled
 
 
-def _total_variation(pooled: NDArray[np.str_], deals: NDArray[np.bool_]) -> Floats:
-    """Total variation distance (B,) of one categorical column under every deal (B, N)."""
-    _, codes = np.unique(pooled, return_inverse=True)
-    one_hot = np.eye(codes.max() + 1, dtype=np.float32)[codes]  # (N, categories)
-    members = float(deals[0].sum())
-    inside = deals.astype(np.float32) @ one_hot  # (B, categories)
-    outside = one_hot.sum(axis=0) - inside
-    distance: Floats = np.abs(inside / members - outside / (deals.shape[1] - members)).sum(axis=1).astype(np.float64) / 2
-    return distance
+def _joint(columns: list[Column]) -> Single:
+    """(N, K) all columns that people can read and the outputs, for a discriminant over them together.
+
+    Numbers are normal scores of their ranks, missing ones the middle; categories are indicators.
+    """
+    parts = []
+    for column in columns:
+        if column.family in {"columns", "outputs"}:
+            part = _normal_scores(column.values) if column.numerical else _indicators(column.values)[:, :MOST_CATEGORIES]  # type: ignore[arg-type]
+            parts.append(_standardised(part))
+    found = np.concatenate(parts, axis=1) if parts else np.zeros((0, 0), np.float32)
+    kept: Single = found[:, found.any(axis=0)]
+    return kept
 
 
-def _describe(
-    name: str,
-    kind: str,
-    statistic: float,
-    p_value: float,
-    values: Mapping[str, tuple[Floats, Floats]],
-) -> ColumnDrift:
-    if kind == "categorical":
-        return ColumnDrift(name=name, kind="categorical", statistic=statistic, effect=statistic, p_value=p_value)
-    ours, theirs = values[name]
-    spread = float(ours.std()) or 1.0
+def _normal_scores(values: NDArray[np.float64]) -> Single:
+    """(N, 1) van der Waerden's scores: ranks as quantiles of the normal distribution."""
+    known = np.isfinite(values)
+    scores = np.zeros((len(values), 1), dtype=np.float32)
+    scores[known, 0] = ndtri((rankdata(values[known]) - 0.5) / max(1, known.sum()))
+    return scores
+
+
+def _standardised(features: Single) -> Single:
+    centred = features - features.mean(axis=0)
+    spread = centred.std(axis=0)
+    scaled: Single = (centred[:, spread > 1e-6] / spread[spread > 1e-6]).astype(np.float32)
+    return scaled if scaled.shape[1] else np.zeros((len(features), 1), dtype=np.float32)
+
+
+def _describe(column: Column, reference: int, p_value: float) -> ColumnDrift:
+    """What a person wants to know of one column."""
+    ours, theirs = column.values[:reference], column.values[reference:]
+    if not column.numerical:
+        names, codes = np.unique(column.values, return_inverse=True)
+        counts = [np.bincount(part, minlength=len(names)) for part in (codes[:reference], codes[reference:])]
+        distance = float(np.abs(counts[0] / len(ours) - counts[1] / len(theirs)).sum() / 2)
+        unseen = sorted(np.flatnonzero((counts[0] == 0) & (names != "")), key=lambda i: -counts[1][i])[:5]
+        return ColumnDrift(
+            name=column.name,
+            kind="categorical",
+            statistic=distance,
+            effect=distance,
+            p_value=p_value,
+            missing=(float((ours == "").mean()), float((theirs == "").mean())),
+            new_categories=tuple(str(names[i]) for i in unseen),
+        )
+    known = [np.sort(part[np.isfinite(part)]) for part in (ours, theirs)]
+    missing = (1 - len(known[0]) / len(ours), 1 - len(known[1]) / len(theirs))
+    distance = abs(missing[0] - missing[1])
+    means: tuple[float | None, float | None] = (None, None)
+    effect = 0.0
+    if len(known[0]) and len(known[1]):
+        distance = max(distance, kolmogorov_smirnov(*known))
+        means = float(known[0].mean()), float(known[1].mean())
+        effect = (means[1] - means[0]) / (float(known[0].std()) or 1.0)
     return ColumnDrift(
-        name=name,
+        name=column.name,
         kind="numerical",
-        statistic=min(1.0, statistic),
-        effect=float(theirs.mean() - ours.mean()) / spread,
+        statistic=min(1.0, distance),
+        effect=effect,
         p_value=p_value,
-        reference_mean=float(ours.mean()),
-        current_mean=float(theirs.mean()),
+        reference_mean=means[0],
+        current_mean=means[1],
+        missing=missing,
     )
+
+
+def kolmogorov_smirnov(ours: Floats, theirs: Floats) -> float:
+    """Largest distance between the distribution functions of two sorted samples, 0…1."""
+    at = np.concatenate([ours, theirs])
+    gap = np.searchsorted(ours, at, side="right") / len(ours) - np.searchsorted(theirs, at, side="right") / len(theirs)
+    return float(np.abs(gap).max())
+
+
+# --- the embedding as a whole --------------------------------------------------------------------------------------
+
+
+def whitened(centred: Single) -> Single:
+    """Features (N, D) of mean 0 with their covariance, to whose diagonal RIDGE times its mean is added, taken out."""
+    rows, width = centred.shape
+    covariance = centred.T @ centred / rows
+    ridge = RIDGE * float(np.trace(covariance)) / min(rows, width)
+    lower = cholesky(covariance + ridge * np.eye(width, dtype=np.float32), lower=True)
+    scaled: Single = solve_triangular(lower, centred.T, lower=True).T.astype(np.float32)
+    return scaled
+
+
+class _Space:
+    """The pooled embeddings: leading principal axes, and all of them whitened with a ridge.
+
+    Neither needs a full decomposition, which of 2,048 dimensions takes seconds.
+
+    Args:
+        pooled: embeddings (N, D); D may be 0.
+        components: leading axes, fewer where the rank is lower: beyond it is only rounding.
+    """
+
+    def __init__(self, pooled: Floats, components: int) -> None:
+        self.centred: Single = (pooled - pooled.mean(axis=0)).astype(np.float32) if pooled.size else np.zeros((0, 0), np.float32)
+        self.varies = bool(self.centred.size) and float(np.abs(self.centred).max()) > 1e-6 * (1 + float(np.abs(pooled).max()))
+        self.leading = self._leading(components) if self.varies and components else np.zeros((len(pooled), 0))  # (N, K)
+        self.whitened = whitened(self.centred) if self.varies else np.zeros((len(pooled), 0), np.float32)  # (N, D)
+
+    def _leading(self, components: int) -> Floats:
+        from sklearn.utils.extmath import randomized_svd
+
+        left, spread, _ = randomized_svd(self.centred, min(components, *self.centred.shape), random_state=0)
+        scores: Floats = (left * spread)[:, spread > 1e-4 * spread[0]].astype(np.float64)
+        return scores
+
+    def novelty(self) -> Floats:
+        """(N,) squared distance from the pooled centre in whitened space."""
+        return (self.whitened.astype(np.float64) ** 2).sum(axis=1)
+
+    def fourier(self, rng: np.random.Generator) -> Single:
+        """(N, FEATURES) features whose inner products approach a Gaussian kernel of median bandwidth, centred."""
+        some = self.centred[np.sort(rng.choice(len(self.centred), min(len(self.centred), 400), replace=False))]
+        squares = (some**2).sum(axis=1)
+        apart = squares[:, None] + squares[None, :] - 2 * some @ some.T
+        median = float(np.median(apart[np.triu_indices(len(some), 1)])) if len(some) > 1 else 1.0
+        directions = rng.standard_normal((self.centred.shape[1], FEATURES // 2), dtype=np.float32)
+        phases = self.centred @ (directions / np.float32(np.sqrt(max(median, 1e-12))))
+        features: Single = np.concatenate([np.cos(phases), np.sin(phases)], axis=1)
+        return features - features.mean(axis=0)
+
+
+def classifier_auc(reference: Frame, current: Frame, seed: int, folds: int = 5) -> float | None:
+    """Held-out AUC of the ridge discriminant between two frames, over embeddings or else columns; None without either.
+
+    Fitted on four fifths of the rows, scored on the fifth, in turn; the whitening sees no side, so all rows serve it.
+    """
+    space = _Space(np.concatenate([reference.embeddings, current.embeddings]), 0)
+    x = space.whitened if space.varies else _joint(list(_columns(reference, current, space)))
+    if not x.size:
+        return None
+    x = x if space.varies else whitened(x)
+    new = np.arange(len(x)) >= len(reference)
+    rng = np.random.default_rng(seed)
+    fold = np.empty(len(x), dtype=np.int64)
+    for part in (np.flatnonzero(new), np.flatnonzero(~new)):
+        fold[rng.permutation(part)] = np.arange(len(part)) % folds
+    areas = []
+    for k in range(folds):
+        fit, held = fold != k, fold == k
+        direction = x[fit & new].mean(axis=0) - x[fit & ~new].mean(axis=0)
+        ours, theirs = x[held & ~new] @ direction, x[held & new] @ direction
+        if len(ours) and len(theirs):
+            areas.append(float(mannwhitneyu(theirs, ours).statistic) / (len(ours) * len(theirs)))
+    return float(np.mean(areas)) if areas else None
+
+
+def _squares(deals: Deals, features: Single) -> Floats:
+    """(1, B + 1) squared length of the sums of features (N, F)."""
+    total: Floats = (deals.sums(features) ** 2).sum(axis=0, keepdims=True)
+    return total
