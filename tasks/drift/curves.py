@@ -44,13 +44,9 @@ def timeline(points: Sequence[DriftPoint], since: int | None, width: int) -> Fig
     axes.axhline(0, color="#999999", linewidth=1, zorder=1)
     if since is not None and len(points):
         axes.axvspan(since - 0.5, x[-1] + 0.5, color="#FBEADD", linewidth=0, zorder=0)
+        corner = (x[-1] + 0.45, 0.985)
         axes.annotate(
-            f"since window {since}",
-            (max(since, points[0].seq) - 0.45, 0.985),
-            xycoords=("data", "axes fraction"),
-            size=8.5,
-            color="#8A3A00",
-            va="top",
+            f"since window {since}", corner, xycoords=("data", "axes fraction"), size=8.5, color="#8A3A00", va="top", ha="right"
         )
     _releases(axes, points)
     if len(points) > 1:
@@ -71,7 +67,7 @@ def _scale(axes: Axes, points: Sequence[DriftPoint], values: np.ndarray) -> None
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
     low, high = min(low, -2.0), max(high, 10.0)
-    axes.set_ylim(low - 0.06 * (high - low), high + 0.3 * (high - low))
+    axes.set_ylim(low - 0.06 * (high - low), high + 0.45 * (high - low))
     first, last = (points[0].seq, points[-1].seq) if points else (1, 1)
     axes.set_xlim(min(first, last - 4) - 0.5, last + 0.5)
     step = max(1, -(-(last - first + 1) // 14))
@@ -87,7 +83,7 @@ def _scale(axes: Axes, points: Sequence[DriftPoint], values: np.ndarray) -> None
 def _alarms(axes: Axes, points: Sequence[DriftPoint]) -> None:
     rang = [p.seq for p in points if p.alarm]
     low, high = axes.get_ylim()
-    axes.scatter(rang, [high - 0.18 * (high - low)] * len(rang), marker="^", s=70, color=_AMBER, zorder=6, linewidths=0)
+    axes.scatter(rang, [high - 0.17 * (high - low)] * len(rang), marker="^", s=70, color=_AMBER, zorder=6, linewidths=0)
 
 
 def _releases(axes: Axes, points: Sequence[DriftPoint]) -> None:
@@ -97,12 +93,13 @@ def _releases(axes: Axes, points: Sequence[DriftPoint]) -> None:
             axes.axvline((before.seq + after.seq) / 2, color=BLUE, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
             axes.annotate(
                 "new champion",
-                ((before.seq + after.seq) / 2, 0.02),
+                ((before.seq + after.seq) / 2, 0.985),
                 xycoords=("data", "axes fraction"),
                 xytext=(3, 0),
                 textcoords="offset points",
                 size=8,
                 color=BLUE,
+                va="top",
             )
 
 
@@ -126,7 +123,7 @@ def class_shares(classes: Sequence[ClassShift], width: int) -> Figure:
     shown = classes[:CLASSES]
     left, right, top, low = 92, 14, 58, 24
     axes = drawn.add_axes((left / width, low / HEIGHT, (width - left - right) / width, (HEIGHT - top - low) / HEIGHT))
-    _heading(drawn, "What there is, share of each class, %")
+    _heading(drawn, "Class shares, estimated, %")
     drawn.text(10 / width, 1 - 36 / HEIGHT, "■ reference", size=8.5, color=BLUE, va="center")
     drawn.text(100 / width, 1 - 36 / HEIGHT, "● this window, 95 %", size=8.5, color=RED, va="center")
     y = np.arange(len(shown))

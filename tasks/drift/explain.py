@@ -98,6 +98,7 @@ def _page(
     window = here.seq if here else None
     classes = class_shares(report.classes, _SHARES_WIDTH if points else WIDTH // 2) if report.classes else None
     line = timeline(points, report.since, WIDTH - (_SHARES_WIDTH if classes else 0)) if points else None
+    columns = shown_columns(report, values)
     return Page(
         title=" · ".join(
             part
@@ -114,13 +115,12 @@ def _page(
         facts=_facts(report),
         timeline=Panel(line, _timeline_alt(points)) if line else None,
         classes=Panel(classes, _classes_alt(report)) if classes else None,
-        columns=[
-            Panel(column_panel(c, *values[c.name]), f"{words.named(c)}: {moved(c)}") for c in shown_columns(report, values)
-        ],
+        columns_title="What moved, most important first" if any(_clear(c) for c in columns) else "No column moved clearly",
+        columns=[Panel(column_panel(c, *values[c.name]), f"{words.named(c)}: {moved(c)}") for c in columns],
         counts=(report.reference_samples, report.current_samples),
         unusual=tuple(unusual[:SAMPLES]),
         typical=tuple(typical[:SAMPLES]),
-        slices=[_slice_row(s) for s in report.slices[:SLICES]],
+        slices=[_slice_row(s) for s in report.slices if s.reference_accuracy - s.estimated_accuracy >= 0.005][:SLICES],
         notes=_notes(report),
     )
 
@@ -129,10 +129,14 @@ def shown_columns(report: DriftReport, values: Mapping[str, Values]) -> list[Col
     """Columns to draw: those that moved, readable ones first, up to six; if few did, three all the same."""
     drawn = [c for c in report.columns if c.name in values and all(len(v) for v in values[c.name])]
     varied = [c for c in drawn if _varies(values[c.name])]
-    clear = [c for c in varied if c.p_value < words.CLEAR]
+    clear = [c for c in varied if _clear(c)]
     clear = sorted(clear, key=lambda c: (words.made_by_model(c.name), c.name.startswith("embedding ")))  # stable
     rest = sorted((c for c in varied if c not in clear), key=lambda c: words.made_by_model(c.name))
     return clear[:PANELS] if len(clear) >= 3 else [*clear, *rest][:3]
+
+
+def _clear(column: ColumnDrift) -> bool:
+    return column.p_value < words.CLEAR
 
 
 def _varies(pair: Values) -> bool:
@@ -145,7 +149,7 @@ def _badge(report: DriftReport) -> tuple[str, str]:
         return "Not tested", "grey"
     if report.alarm:
         return "Drift alarm", "red"
-    return ("Drift, no alarm yet", "amber") if report.exceeds else ("Quiet", "green")
+    return ("Drift, no alarm", "amber") if report.exceeds else ("Quiet", "green")
 
 
 def _facts(report: DriftReport) -> list[tuple[str, str]]:
@@ -159,12 +163,12 @@ def _facts(report: DriftReport) -> list[tuple[str, str]]:
         )
     facts.append(("estimated now without labels", f"{guess.value:.2f} ({guess.low:.2f}–{guess.high:.2f})"))
     if report.tested:
-        facts.append(("chance of such a window if nothing moved", words.p_words(report.p_value)))
+        facts.append(("chance if nothing had moved", words.p_words(report.p_value)))
     return facts
 
 
 def _slice_row(part: SliceDrift) -> tuple[str, str, str, str]:
-    column = "says" if part.column == "prediction" else words.short(part.column, 16)
+    column = "predicted" if part.column == "prediction" else words.short(part.column, 16)
     return (
         f"{column} {words.short(part.value, 18) or '(none)'}",
         f"{part.samples:,}",
@@ -186,6 +190,10 @@ def _notes(report: DriftReport) -> list[str]:
         notes.append(f"p by family of tests: {each}; all together {words.p_words(report.p_value)}.")
     if report.auc is not None:
         notes.append(f"A classifier tells window from reference with AUC {report.auc:.2f} (0.5 is chance, 1 always).")
+    if report.classes:
+        notes.append(
+            "Class shares hold if each class looks as it did; where pictures changed they are the champion's mistakes."
+        )
     notes.append("SD: standard deviations of the reference. Columns' p are corrected for how many were looked at.")
     return notes
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everfresh.tasks.charts import BLUE, GREY, INK, RED, figure, plain
-from everfresh.tasks.drift.words import CLEAR, named, short
+from everfresh.tasks.drift.words import CLEAR, named, percent, short
 from everfresh.tasks.errors import DataError
 from everfresh.tasks.records import ColumnDrift
 
@@ -54,15 +54,16 @@ def column_panel(column: ColumnDrift, reference: NDArray[Any], current: NDArray[
 
 
 def moved(column: ColumnDrift) -> str:
+    """Which way a column moved, how far, and how sure that is."""
     p = "p < 0.001" if column.p_value < 0.001 else f"p = {column.p_value:.2g}"
     if column.kind == "categorical":
-        return f"{column.effect:.0%} moved elsewhere, {p}" if column.p_value < CLEAR else f"no clear change, {p}"
+        return f"{percent(column.effect)} moved elsewhere, {p}" if column.p_value < CLEAR else f"no clear change, {p}"
     size = f"{column.effect:+.1f} SD".replace("-", "−") if math.isfinite(column.effect) else "reference never varies"
     if column.p_value >= CLEAR:
         return f"no clear change ({size}), {p}"
     strength = abs(column.effect)
     if strength < 0.2:
-        return f"same level, other spread ({size}), {p}"
+        return f"other spread ({size}), {p}"
     how = "slightly " if strength < 0.5 else "" if strength < 1.0 else "much "
     return f"{how}{'higher' if column.effect > 0 else 'lower'} ({size}), {p}"
 

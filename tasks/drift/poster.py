@@ -41,6 +41,7 @@ class Page:
     """Name and value."""
     timeline: Panel | None
     classes: Panel | None
+    columns_title: str
     columns: list[Panel]
     counts: tuple[int, int]
     """Samples of the reference and of the window."""
@@ -63,7 +64,7 @@ def write_poster(page: Page, path: Path) -> Path:
     if numbers := [panel.figure for panel in (page.timeline, page.classes) if panel]:
         rows.append(numbers)
     if page.columns:
-        rows.append([_strip("What moved, most important first", page.counts)])
+        rows.append([_strip(page.columns_title, page.counts)])
         columns = [panel.figure for panel in page.columns]
         rows += [columns[start : start + 3] for start in range(0, len(columns), 3)]
     if page.unusual or page.typical:
@@ -91,7 +92,7 @@ def raster(drawn: Figure, scale: int) -> Image.Image:
 
 def _head(page: Page) -> Figure:
     verdict, _ = page.badge
-    lines = textwrap.wrap(page.sentence, 84) or [""]
+    lines = textwrap.wrap(page.sentence, 70) or [""]
     height = 84 + 26 * len(lines)
     drawn = figure(height)
     drawn.text(14 / WIDTH, 1 - 18 / height, plain(page.title, 110), size=9, color="#555555", va="center")

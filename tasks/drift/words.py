@@ -76,7 +76,8 @@ def what_moved(report: DriftReport) -> str:
     apart = _apart(report)
     novel = any(f.name == "novelty" and f.p_value <= CLEAR for f in report.families)
     changed = next(iter(moved_classes(report)), None)
-    moved = sum(abs(c.estimated.value - c.reference) for c in report.classes) / 2
+    changes = [abs(c.estimated.value - c.reference) for c in report.classes]
+    moved = max(sum(changes) / 2, *changes, 0.0)
     if changed and moved >= strongest and moved >= (0.8 if novel else 0.4) * apart:
         return class_words(changed)
     unlike = f"{_noun(report)} {'look' if _pictures(report) else 'are'} {_how_new(novel)}{_told_apart(report)}"
