@@ -86,7 +86,9 @@ def _mnist(stream: dict[str, Any], half: str) -> World:
         images = np.repeat(mnist[f"{name}_images"][start:end, :, :, None], 3, axis=3)
         return images, mnist[f"{name}_labels"][start:end].astype(np.int64)
 
-    others = np.stack([np.asarray(Image.fromarray(np.uint8(i * 15.9)).resize((28, 28), Image.Resampling.BICUBIC)) for i in uci["images"]])
+    others = np.stack(
+        [np.asarray(Image.fromarray(np.uint8(i * 15.9)).resize((28, 28), Image.Resampling.BICUBIC)) for i in uci["images"]]
+    )
     domains = {"uci": (np.repeat(others[..., None], 3, axis=3), uci["labels"].astype(np.int64))}
     classes = tuple(str(i) for i in range(10))
     config = ModelConfig(architecture="everfresh.tasks.models:small_cnn", weights=None, classes=classes, image_size=28)

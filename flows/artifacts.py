@@ -18,7 +18,7 @@ SHOWN_COLUMNS = 10
 
 
 def drift_table(config: PipelineConfig, tick: Tick, drift: DriftReport | None) -> None:
-    """The drift of one window: the verdict in words, the most drifted columns, the pictures, where the reports are."""
+    """The drift of one window: what happened in words and on one page, the most drifted columns, where the reports are."""
     if drift is None:
         return
     store = open_pipeline(config, tick)
@@ -35,12 +35,13 @@ def drift_table(config: PipelineConfig, tick: Tick, drift: DriftReport | None) -
     verdict = "**Drift alarm**" if drift.alarm else "No drift" if drift.tested else "Not tested, too few samples"
     lines = [
         f"## {config.name} · window {tick.seq}: {verdict}",
+        *([f"{drift.words}."] if drift.words else []),
+        *([_picture(config, tick, drift.files["drift.png"], "drift.png")] if "drift.png" in drift.files else []),
         f"p {config.drift.p_words(drift.p_value)} against `{drift.nearest}` ({drift.reference_samples} reference, "
         f"{drift.current_samples} current samples; an alarm needs p ≤ {config.drift.false_alarm_rate:.2g}).",
         f"The champion's accuracy: {drift.reference_accuracy:.1%} on the reference, {measured}"
         f"{drift.estimated_accuracy.value:.1%} estimated here without labels.",
         f"| column | mean, reference → here | effect (SD) | distance | p, corrected |\n|---|---|---|---|---|\n{rows}",
-        *(_picture(config, tick, drift.files[name], name) for name in ("columns.png", "contact.png") if name in drift.files),
         "To open beside this page:\n"
         + "\n".join(f"- `{store.url(part.key)}`" for name, part in drift.files.items() if name.endswith((".html", ".json"))),
     ]

@@ -1,100 +1,69 @@
-"""Pictures of a drift report: which columns moved and how, and what the strangest new samples look like."""
+"""The parts of a drift page that show samples: how a column moved, and what the strangest new pictures look like.
+
+Each is a figure of its own, small enough for a phone; `explain` puts them on one page.
+"""
 
 from __future__ import annotations
 
-import io
 import math
-import textwrap
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from everfresh.tasks.charts import BLUE, GREY, INK, RED, WIDTH, figure, plain, save
+from everfresh.tasks.charts import BLUE, GREY, INK, RED, figure, plain
+from everfresh.tasks.drift.words import CLEAR, named, percent, short
 from everfresh.tasks.errors import DataError
 from everfresh.tasks.records import ColumnDrift
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from PIL import Image
 
-PANELS = 6
-BARS = 8
-THUMBNAILS = 12
-MAX_BYTES = 190_000
-CLEAR = 0.05
+PANEL = (300, 176)
+"""Width and height of one column's picture."""
+BARS = 6
 
 
-def columns_picture(
-    columns: Sequence[ColumnDrift], values: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], path: Path
-) -> Path:
-    """How the (up to six) most drifted columns moved: reference and new window, one over the other.
+def column_panel(column: ColumnDrift, reference: NDArray[Any], current: NDArray[Any]) -> Figure:
+    """How one column moved: reference and window, one over the other, a third of a page wide.
 
-    Each title says in words which way it moved, by how many reference standard deviations (of categories: which
-    share of the samples changed sides) and the corrected p-value; what is not clear at 5 % is said to be so.
+    The title says in words which way it moved, by how many reference standard deviations (of categories: which share
+    of the samples changed sides) and the corrected p-value; what is not clear at 5 % is said to be so.
 
     Args:
-        columns: most drifted first; those without values are left out.
-        values: by column name, reference (N,) and current (M,).
-        path: the PNG to write.
+        column: what was measured.
+        reference: values (N,) of the reference.
+        current: values (M,) of the window.
     """
-    shown = [column for column in columns if column.name in values and all(len(v) for v in values[column.name])][:PANELS]
-    across = min(3, max(len(shown), 2)) if len(shown) != 4 else 2
-    down = max(1, -(-len(shown) // across))
-    top, tall = 62, 235
-    height = top + down * tall
-    drawn = figure(height)
-    drawn.text(16 / WIDTH, 1 - 18 / height, "What moved most", size=14, weight="bold", color=INK, va="center")
-    if not shown:
-        drawn.text(0.5, 0.4, "There is no column to compare.", size=12, color=GREY, ha="center")
-        return save(drawn, path)
-    counts = [len(part) for part in values[shown[0].name]]
-    drawn.text(16 / WIDTH, 1 - 42 / height, f"■ reference, {counts[0]:,} samples", size=11, color=BLUE, va="center")
-    drawn.text(270 / WIDTH, 1 - 42 / height, f"■ new window, {counts[1]:,} samples", size=11, color=RED, va="center")
-    drawn.text(
-        1 - 16 / WIDTH, 1 - 42 / height, "share of samples, %; dotted: average", size=10, color=GREY, va="center", ha="right"
-    )
-    wide = WIDTH / across
-    for place, column in enumerate(shown):
-        categorical = column.kind == "categorical"
-        left = (place % across) * wide + (105 if categorical else 40)
-        right = (place % across + 1) * wide - 16
-        low = height - top - (place // across + 1) * tall + 30
-        axes = drawn.add_axes((left / WIDTH, low / height, (right - left) / WIDTH, (tall - 88) / height))
-        (_bars if categorical else _histogram)(axes, *values[column.name])
-        heading = axes.annotate  # both lines start at the panel's left edge, category names included
-        start = -90 if categorical else -25
-        clear = column.p_value < CLEAR
-        for up, text, size, weight in ((27, plain(column.name, 30), 11.5, "bold"), (10, _words(column), 10, "normal")):
-            heading(
-                text,
-                (0, 1),
-                xycoords="axes fraction",
-                xytext=(start * 0.72, up),
-                textcoords="offset points",
-                va="center",
-                size=size,
-                weight=weight,
-                color=INK if clear else "#6A6A6A",
-            )
-        axes.tick_params(length=0, labelsize=9, colors="#555555")
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.spines["bottom"].set_color("#BBBBBB")
-    return save(drawn, path)
+    width, height = PANEL
+    drawn = figure(height, width)
+    categorical = column.kind == "categorical"
+    left, right, low = (96 if categorical else 34), 12, 26
+    axes = drawn.add_axes((left / width, low / height, (width - left - right) / width, (height - low - 46) / height))
+    (_bars if categorical else _histogram)(axes, reference, current)
+    ink = INK if column.p_value < CLEAR else "#5A5A5A"
+    drawn.text(10 / width, 1 - 13 / height, plain(named(column), 34), size=10.5, weight="bold", color=ink, va="center")
+    drawn.text(10 / width, 1 - 31 / height, moved(column), size=9, color=ink, va="center")
+    axes.tick_params(length=0, labelsize=8, colors="#555555")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color("#BBBBBB")
+    return drawn
 
 
-def _words(column: ColumnDrift) -> str:
+def moved(column: ColumnDrift) -> str:
+    """Which way a column moved, how far, and how sure that is."""
     p = "p < 0.001" if column.p_value < 0.001 else f"p = {column.p_value:.2g}"
     if column.kind == "categorical":
-        return f"{column.effect:.0%} moved elsewhere, {p}" if column.p_value < CLEAR else f"no clear change, {p}"
+        return f"{percent(column.effect)} moved elsewhere, {p}" if column.p_value < CLEAR else f"no clear change, {p}"
     size = f"{column.effect:+.1f} SD".replace("-", "−") if math.isfinite(column.effect) else "reference never varies"
     if column.p_value >= CLEAR:
         return f"no clear change ({size}), {p}"
     strength = abs(column.effect)
     if strength < 0.2:
-        return f"same level, other spread ({size}), {p}"
+        return f"other spread ({size}), {p}"
     how = "slightly " if strength < 0.5 else "" if strength < 1.0 else "much "
     return f"{how}{'higher' if column.effect > 0 else 'lower'} ({size}), {p}"
 
@@ -129,7 +98,7 @@ def _bars(axes: Axes, reference: NDArray[Any], current: NDArray[Any]) -> None:
     names, codes = np.unique(np.concatenate([reference, current]).astype(str), return_inverse=True)
     ours = np.bincount(codes[: len(reference)], minlength=len(names)) / len(reference) * 100
     theirs = np.bincount(codes[len(reference) :], minlength=len(names)) / len(current) * 100
-    labels = [_short(str(name) or "(none)") for name in names]
+    labels = [plain(short(str(name), 12) or "(none)", 12) for name in names]
     if len(names) > BARS:
         order = np.argsort(-np.abs(theirs - ours), kind="stable")
         first, rest = np.sort(order[: BARS - 1]), order[BARS - 1 :]
@@ -143,65 +112,44 @@ def _bars(axes: Axes, reference: NDArray[Any], current: NDArray[Any]) -> None:
     axes.locator_params(axis="x", nbins=5, integer=True)
 
 
-def _short(name: str, most: int = 11) -> str:
-    """Long names lose their middle: what tells them apart often stands at the end."""
-    return plain(name if len(name) <= most else f"{name[: most // 2]}…{name[-(most - most // 2 - 1) :]}")
-
-
-def contact_sheet(unusual: Sequence[tuple[bytes, str]], typical: Sequence[tuple[bytes, str]], path: Path) -> Path:
-    """The most unusual new samples beside typical samples of the reference, up to twelve each.
+def samples_picture(title: str, colour: str, samples: Sequence[tuple[bytes, str]]) -> Figure:
+    """Some samples with their captions, half a page wide, four in a row.
 
     Args:
-        unusual: encoded picture and caption (label, prediction, confidence; up to three short lines), strangest first.
-        typical: likewise, of the reference.
-        path: the PNG to write, under 200 kB.
+        title: what they are.
+        colour: of the title.
+        samples: encoded picture and caption (label, prediction and confidence; two short lines).
     """
-    blocks = [
-        ("Most unusual new samples", RED, unusual[:THUMBNAILS]),
-        ("Typical reference samples", BLUE, typical[:THUMBNAILS]),
-    ]
-    side, gap, across = 100, 8, 4
-    top, tall = 46, side + 50
-    down = max(1, -(-max(len(samples) for _, _, samples in blocks) // across))
-    height = top + down * tall
-    drawn = figure(height)
+    side, gap, across, top, tall = 98, 10, 4, 36, 98 + 34
+    width, height = 450, top + tall * max(1, -(-len(samples) // across))
+    drawn = figure(height, width)
     sheet = drawn.add_axes((0, 0, 1, 1))
-    sheet.set_xlim(0, WIDTH)
-    sheet.set_ylim(height, 0)
     sheet.axis("off")
-    for block, (title, colour, samples) in enumerate(blocks):
-        left = 12 + block * 452
-        sheet.text(left, 22, title, size=12.5, weight="bold", color=colour, va="center")
-        note = "label → prediction"
-        sheet.text(left + across * (side + gap) - gap, 24, note, size=8.5, color=GREY, ha="right", va="center")
-        sheet.plot([left, left + across * (side + gap) - gap], [37, 37], color=colour, linewidth=2)
-        if not samples:
-            sheet.text(left, top + 20, "none", size=11, color=GREY)
-        for place, (data, caption) in enumerate(samples):
-            x, y = left + place % across * (side + gap), top + place // across * tall
-            tile = _thumbnail(data, side)
-            if tile is None:
-                sheet.text(x + side / 2, y + side / 2, "unreadable", size=9, color=GREY, ha="center", va="center")
-            else:
-                wide, high = tile.size
-                inset, drop = x + (side - wide) // 2, y + (side - high) // 2
-                box = (inset, inset + wide, drop + high, drop)
-                sheet.imshow(np.asarray(tile), extent=box, interpolation="nearest")
-                sheet.plot(*_outline(*box), color="#BBBBBB", linewidth=0.8)
-            lines = [cut for line in caption.splitlines() for cut in textwrap.wrap(line, 16) or [""]][:3]
-            text = "\n".join(plain(line, 18) for line in lines)
-            sheet.text(x + side / 2, y + side + 3, text, size=8.5, color=INK, ha="center", va="top", linespacing=1.1)
-    sheet.set_xlim(0, WIDTH)
+    sheet.text(12, 13, title, size=11, weight="bold", color=colour, va="center")
+    sheet.plot([12, width - 16], [27, 27], color=colour, linewidth=1.5)
+    for place, (data, caption) in enumerate(samples):
+        x, y = 12 + place % across * (side + gap), top + place // across * tall
+        tile = thumbnail(data, side)
+        if tile is None:
+            sheet.text(x + side / 2, y + side / 2, "unreadable", size=9, color=GREY, ha="center", va="center")
+        else:
+            inset, drop = x + (side - tile.width) // 2, y + (side - tile.height) // 2
+            box = (inset, inset + tile.width, drop + tile.height, drop)
+            sheet.imshow(np.asarray(tile), extent=box, interpolation="nearest")
+            sheet.plot(*_outline(*box), color="#BBBBBB", linewidth=0.8)
+        text = "\n".join(plain(short(line, 17), 17) for line in caption.splitlines()[:2])
+        sheet.text(x + side / 2, y + side + 3, text, size=8, color=INK, ha="center", va="top", linespacing=1.05)
+    sheet.set_xlim(0, width)
     sheet.set_ylim(height, 0)
     sheet.set_aspect("auto")
-    return _shrink(save(drawn, path))
+    return drawn
 
 
 def _outline(left: float, right: float, low: float, high: float) -> tuple[list[float], list[float]]:
     return [left, right, right, left, left], [low, low, high, high, low]
 
 
-def _thumbnail(data: bytes, side: int) -> Image.Image | None:
+def thumbnail(data: bytes, side: int) -> Image.Image | None:
     """The picture within a square: tiny ones enlarged with their pixels kept visible, large ones reduced."""
     from PIL import Image
 
@@ -214,20 +162,3 @@ def _thumbnail(data: bytes, side: int) -> Image.Image | None:
     scale = side / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-
-
-def _shrink(path: Path) -> Path:
-    """Photographs make large PNGs: fewer colours until it fits."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        full = image.convert("RGB")
-    for colours in (256, 128, 64, 32, 16):
-        if path.stat().st_size <= MAX_BYTES:
-            break
-        out = io.BytesIO()
-        full.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG).save(
-            out, "PNG", optimize=True
-        )
-        path.write_bytes(out.getvalue())
-    return path

@@ -189,7 +189,7 @@ def test_what_people_look_at_is_on_the_server(played: Pipeline, server: PrefectS
     assert drift["type"] == "markdown"
     assert "**Drift alarm**" in drift["data"]
     pictures = re.findall(r"!\[([\w.]+)\]\(data:image/png;base64,[A-Za-z0-9+/=]+\)", drift["data"])
-    assert pictures == ["columns.png", "contact.png"]
+    assert pictures == ["drift.png"]
     assert "evidently.html" in drift["data"]
     assert "| p, corrected |" in drift["data"]
     assert "| ≤ 0.005 |" in drift["data"]  # 199 permutations show no less

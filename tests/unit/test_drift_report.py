@@ -1,20 +1,16 @@
 import base64
 import gzip
-import io
 import json
 import os
 import re
 import socket
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image
 from sklearn.datasets import load_digits
 
-from everfresh.tasks.drift import pictures, report
+from everfresh.tasks.drift import report
 from everfresh.tasks.drift.frame import Frame
-from everfresh.tasks.records import ColumnDrift
 
 DIGITS = load_digits()
 CLASSES = tuple(str(n) for n in range(10))
@@ -156,127 +152,3 @@ class TestReport:
         scores = columns_of(first["evidently.json"])
         assert scores == columns_of(second["evidently.json"])
         assert scores["scanner"] > 0.05  # a p-value still, not a distance
-
-
-def png(number, *, invert=False):
-    pixels = DIGITS.images[number] / 16
-    out = io.BytesIO()
-    Image.fromarray(((1 - pixels if invert else pixels) * 255).astype(np.uint8)).save(out, "PNG")
-    return out.getvalue()
-
-
-def size_of(path):
-    """Width and height of a whole, small PNG."""
-    assert path.stat().st_size < 200_000
-    with Image.open(path) as image:
-        image.load()
-        assert image.format == "PNG"
-        return image.size
-
-
-def numerical(name, effect=1.0, p_value=0.001):
-    return ColumnDrift(name=name, kind="numerical", statistic=0.4, effect=effect, p_value=p_value)
-
-
-def categorical(name, effect=0.4):
-    return ColumnDrift(name=name, kind="categorical", statistic=effect, effect=effect, p_value=0.001)
-
-
-class TestColumnsPicture:
-    def test_shows_what_moved(self, tmp_path):
-        reference, current = frame(np.arange(300)), frame(np.arange(300, 400), invert=True)
-        values = {name: (reference.numerical[name], current.numerical[name]) for name in reference.numerical}
-        values["P(3)"] = (reference.probabilities[:, 3], current.probabilities[:, 3])
-        values["prediction"] = (reference.categorical["prediction"], current.categorical["prediction"])
-        drifts = [numerical("brightness", 3.0), categorical("prediction"), numerical("P(3)"), numerical("contrast", 0.1, 0.7)]
-        path = pictures.columns_picture(drifts, values, tmp_path / "new" / "columns.png")
-        assert size_of(path)[0] == 900
-        with Image.open(path) as image:
-            colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20)}
-        assert {(0, 114, 178), (213, 94, 0)} <= colours  # both samples are there
-
-    @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 6, 9])
-    def test_any_number_of_columns(self, count, tmp_path):
-        values = {f"embedding {n}": (np.arange(20.0), np.arange(7.0) * n) for n in range(count)}
-        width, height = size_of(pictures.columns_picture([numerical(name) for name in values], values, tmp_path / "c.png"))
-        assert width == 900
-        assert height < 900
-
-    @pytest.mark.parametrize(
-        ("ours", "theirs"),
-        [
-            (np.ones(5), np.ones(3)),
-            (np.ones(1), np.zeros(1)),
-            (np.full(4, np.nan), np.array([np.inf, 1.0])),
-            (np.full(4, np.nan), np.full(4, np.nan)),
-            (np.full(3, 1e300), np.zeros(3)),
-        ],
-    )
-    def test_degenerate_numbers(self, ours, theirs, tmp_path):
-        drifts = [numerical("contrast", effect=float("inf"))]
-        assert size_of(pictures.columns_picture(drifts, {"contrast": (ours, theirs)}, tmp_path / "c.png"))
-
-    def test_names_of_people_are_no_formulas_and_may_be_long_or_foreign(self, tmp_path):
-        values = {"price $a_$b^": (np.array([f"{n} $x_$ 犬 {'long ' * 9}{n}" for n in range(30)]), np.array(["", "b"]))}
-        assert size_of(pictures.columns_picture([categorical(name) for name in values], values, tmp_path / "c.png"))
-
-    def test_columns_without_values_are_left_out(self, tmp_path):
-        values = {"b": (np.array([]), np.ones(3))}
-        assert size_of(pictures.columns_picture([numerical("a"), numerical("b")], values, tmp_path / "c.png"))
-
-    @pytest.mark.parametrize(
-        ("effect", "p_value", "words"),
-        [
-            (2.0, 0.0004, "much higher (+2.0 SD), p < 0.001"),
-            (-0.4, 0.02, "slightly lower (−0.4 SD), p = 0.02"),
-            (-0.7, 0.02, "lower (−0.7 SD), p = 0.02"),
-            (0.05, 0.01, "same level, other spread (+0.1 SD), p = 0.01"),
-            (0.3, 0.4, "no clear change (+0.3 SD), p = 0.4"),
-        ],
-    )
-    def test_says_it_in_words(self, effect, p_value, words):
-        assert pictures._words(numerical("brightness", effect, p_value)) == words
-
-    def test_threads_draw_the_same(self, tmp_path):
-        values = {"brightness": (np.arange(50.0), np.arange(30.0))}
-
-        def draw(number):
-            return pictures.columns_picture([numerical("brightness")], values, tmp_path / f"{number}.png").read_bytes()
-
-        with ThreadPoolExecutor(4) as pool:
-            assert len(set(pool.map(draw, range(8)))) == 1
-
-
-class TestContactSheet:
-    def test_tiny_pictures_show_their_pixels(self, tmp_path):
-        unusual = [(png(n, invert=True), f"{DIGITS.target[n]}\n→ 3 41%") for n in range(12)]
-        typical = [(png(n), f"{DIGITS.target[n]}\n→ {DIGITS.target[n]} 98%") for n in range(20, 32)]
-        path = pictures.contact_sheet(unusual, typical, tmp_path / "sheet.png")
-        assert size_of(path) == (900, 496)
-        with Image.open(path) as image:
-            tile = np.asarray(image.convert("L"), dtype=float)[50:142, 466:558]  # the first typical digit, inside its border
-        assert np.median(np.abs(np.diff(tile, axis=1))) == 0  # blocks, not blur
-
-    def test_photographs_stay_small(self, tmp_path):
-        noise = np.random.default_rng(0).integers(0, 256, (12, 200, 150, 3), dtype=np.uint8)
-        samples = []
-        for pixels in noise:
-            out = io.BytesIO()
-            Image.fromarray(pixels).resize((600, 800)).save(out, "JPEG")
-            samples.append((out.getvalue(), "elephant\n→ giraffe 41%"))
-        assert size_of(pictures.contact_sheet(samples, samples, tmp_path / "sheet.png"))
-
-    def test_few_none_broken_and_long(self, tmp_path):
-        out = io.BytesIO()
-        Image.new("RGB", (400, 1)).save(out, "PNG")
-        samples = [
-            (b"no picture", "no label"),
-            (out.getvalue(), "$ a very long caption that nobody asked for " * 3),
-            (png(1), ""),
-        ]
-        assert size_of(pictures.contact_sheet(samples, [], tmp_path / "a.png"))
-        assert size_of(pictures.contact_sheet([], [], tmp_path / "b.png"))
-
-    def test_more_than_twelve_are_cut(self, tmp_path):
-        samples = [(png(n), str(n)) for n in range(30)]
-        assert size_of(pictures.contact_sheet(samples, samples[:1], tmp_path / "a.png")) == (900, 496)
