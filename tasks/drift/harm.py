@@ -1,0 +1,181 @@
+"""What a shift costs: classes that came or went, slices that suffer, labels that changed their meaning.
+
+Drift tests say that a window differs; these functions say whether the difference hurts. All of them are pure
+functions on frames, deterministic under their seed; nothing but the reference's labelled hold-outs and the window
+itself is used. Accuracy without labels is estimated in `calibration`.
+
+- **Classes**: black-box shift estimation (Lipton, Wang & Smola, ICML 2018) on soft outputs.
+- **Concept**: a stratified permutation test in the manner of Cochran (1954) and Mantel & Haenszel (1959).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everfresh.tasks.drift.frame import Floats, Frame
+from everfresh.tasks.records import ClassShift, Interval
+
+DRAWS = 200
+"""Bootstrap draws behind an interval."""
+CELLS = 2_000_000
+"""Cells of the confusion matrices of all draws: many classes get fewer draws."""
+MIN_LABELS = 30
+"""With fewer labels on either side nothing is said about concept drift."""
+STRATUM = 25
+"""Samples that a stratum of confidence should have, and at most `BINS` strata a predicted class."""
+BINS = 20
+
+
+def class_shift(reference: Frame, current: Frame, seed: int) -> tuple[ClassShift, ...]:
+    """Shares of the classes in a window without labels, most changed first; empty where nothing can be said.
+
+    Let M hold the champion's mean soft output on the reference samples of each class and t its mean on the window. If
+    only the classes' shares w changed, t = M w. Solved for w on the simplex; where M is ill-conditioned the answer
+    leans to the reference's shares, by as much as the noise of t asks for (regularised as in Azizzadenesheli et al.,
+    ICLR 2019). On the reference itself it is exact. A class without reference labels is taken to be predicted rightly.
+
+    Args:
+        reference: N rows, some of them labelled.
+        current: M rows; labels are not read.
+        seed: of the bootstrap over both samples behind the 95 % intervals.
+    """
+    rows = np.flatnonzero(reference.labels >= 0)
+    count = reference.probabilities.shape[1]
+    if not len(rows) or not len(current) or not count:
+        return ()
+    rows = rows[np.lexsort(reference.probabilities[rows].T)]  # the bootstrap does not depend on the order of rows
+    current = current.take(np.lexsort(current.probabilities.T))
+    labels, scores = reference.labels[rows], reference.probabilities[rows]
+    by_label = (labels[:, None] == np.arange(count)).astype(np.float64)  # (N, C)
+    prior = by_label.mean(axis=0)
+    rng = np.random.default_rng(seed)
+    draws = int(np.clip(CELLS // count**2, 20, DRAWS))
+    ours = _resampled(rng, len(rows), draws)  # (1 + B, N), the first draw is the sample itself
+    theirs = _resampled(rng, len(current), draws)
+    noise = scores.var(axis=0).mean() / len(rows) + current.probabilities.var(axis=0).mean() / len(current)
+    shares = _unmixed(_confusions(ours, by_label, scores), theirs @ current.probabilities, prior, noise * count)
+    low, high = np.quantile(shares[1:], [0.025, 0.975], axis=0)
+    found = [
+        ClassShift(
+            name=name,
+            reference=float(prior[i]),
+            estimated=Interval(
+                value=float(shares[0, i]), low=float(min(low[i], shares[0, i])), high=float(max(high[i], shares[0, i]))
+            ),
+        )
+        for i, name in enumerate(reference.classes)
+    ]
+    return tuple(sorted(found, key=lambda c: -abs(c.estimated.value - c.reference)))
+
+
+def _resampled(rng: np.random.Generator, size: int, draws: int) -> Floats:
+    """Weights (1 + B, size) that sum to 1: even ones first, then those of bootstrap samples."""
+    drawn = rng.integers(size, size=(draws, size)) + size * np.arange(draws)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=draws * size).reshape(draws, size)
+    return np.concatenate([np.ones((1, size)), counts]) / size
+
+
+def _confusions(weights: Floats, by_label: Floats, scores: Floats) -> Floats:
+    """Mean soft output (B, C, C) by draw, output and label; a label that a draw lacks is predicted rightly."""
+    count = scores.shape[1]
+    found = np.zeros((len(weights), count, count))
+    for label in range(count):
+        rows = by_label[:, label] > 0
+        mass = weights[:, rows].sum(axis=1, keepdims=True)
+        right = np.eye(count)[label]
+        found[:, :, label] = np.where(mass > 0, weights[:, rows] @ scores[rows] / np.where(mass > 0, mass, 1), right)
+    return found
+
+
+def _unmixed(confusions: Floats, outputs: Floats, prior: Floats, strength: float, steps: int = 300) -> Floats:
+    """Shares (B, C) that minimise ‖M w - t‖² + strength ‖w - prior‖² over the simplex, by accelerated projection."""
+    gram = confusions.transpose(0, 2, 1) @ confusions  # (B, C, C)
+    target = np.einsum("bij,bi->bj", confusions, outputs) + strength * prior
+    pace = 1 / (np.trace(gram, axis1=1, axis2=2)[:, None] + strength)  # trace ≥ largest eigenvalue
+    shares = np.broadcast_to(prior, target.shape).copy()
+    ahead, momentum = shares, 1.0
+    for _ in range(steps):
+        slope = (gram @ ahead[:, :, None])[:, :, 0] + strength * ahead - target
+        moved = _onto_simplex(ahead - pace * slope)
+        faster = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
+        ahead, shares, momentum = moved + (momentum - 1) / faster * (moved - shares), moved, faster
+    return shares
+
+
+def _onto_simplex(points: Floats) -> Floats:
+    """Nearest points (B, C) that are not negative and sum to 1 (Duchi et al., ICML 2008)."""
+    ordered = -np.sort(-points, axis=1)
+    excess = (np.cumsum(ordered, axis=1) - 1) / np.arange(1, points.shape[1] + 1)
+    last = (ordered > excess).sum(axis=1) - 1
+    nearest: Floats = np.maximum(points - excess[np.arange(len(points)), last][:, None], 0)
+    nearest /= nearest.sum(axis=1, keepdims=True)
+    return nearest
+
+
+def concept(reference: Frame, current: Frame, seed: int, permutations: int) -> float | None:
+    """P-value that the champion errs as often as before on inputs that look the same to it; None with too few labels.
+
+    Labelled samples of both sides are put into strata of confidence, at quantiles of the pooled sample, within each
+    predicted class. Within a stratum the side of a sample is exchangeable under the null hypothesis, so the number of
+    errors that fall on the window's side is hypergeometric. Statistics are the excess of errors over that expectation,
+    standardised, for each class and for all of them together (Cochran-Mantel-Haenszel); the largest in absolute value is
+    compared with that of `permutations` deals (Westfall & Young 1993), so one swapped pair of classes is seen as well as
+    a change everywhere. Never 0: (count + 1) / (permutations + 1).
+
+    Where only the classes' shares change, P(error | prediction) changes too, though no concept did: a second test has
+    strata within each *label*, where such a shift is quiet, and the larger of both p-values is returned. So neither a
+    shift of inputs that the confidence shows nor a shift of labels alone is called a changed concept. A change of input
+    that the confidence does not show (an overconfident champion on noise) is: tests of the input tell it apart.
+    """
+    if not reference.probabilities.shape[1]:
+        return None
+    ours, theirs = np.flatnonzero(reference.labels >= 0), np.flatnonzero(current.labels >= 0)
+    if min(len(ours), len(theirs)) < MIN_LABELS:
+        return None
+    scores = np.concatenate([reference.probabilities[ours], current.probabilities[theirs]])
+    labels = np.concatenate([reference.labels[ours], current.labels[theirs]])
+    predicted, here = scores.argmax(axis=1), np.arange(len(scores)) >= len(ours)
+    rng = np.random.default_rng(seed)
+    return max(
+        _changed(within, scores.max(axis=1), predicted != labels, here, rng, permutations) for within in (predicted, labels)
+    )
+
+
+def _changed(
+    within: NDArray[np.int64],
+    confidence: Floats,
+    wrong: NDArray[np.bool_],
+    here: NDArray[np.bool_],
+    rng: np.random.Generator,
+    permutations: int,
+) -> float:
+    """P-value that errors (N,) do not depend on the side (N,), in strata of `confidence` within each class of `within`."""
+    strata, classes = _strata(within, confidence)
+    size = np.bincount(strata)
+    errors, members = (np.bincount(strata, of, len(size)).astype(np.int64) for of in (wrong, here))
+    dealt = rng.hypergeometric(errors, size - errors, members, (permutations, len(size)))
+    observed = np.bincount(strata, wrong & here, len(size))
+    excess = np.vstack([observed, dealt]) - errors * members / size  # (1 + B, strata)
+    spread = errors / size * (size - errors) * members / size * (size - members) / np.maximum(size - 1, 1)
+    groups = np.vstack([classes == np.unique(classes)[:, None], np.ones((1, len(size)), dtype=bool)])
+    variance = groups @ spread
+    told = variance > 0
+    if not told.any():
+        return 1.0
+    largest = np.abs((excess @ groups.T)[:, told] / np.sqrt(variance[told])).max(axis=1)
+    return float((largest >= largest[0] - 1e-9).mean())
+
+
+def _strata(within: NDArray[np.int64], confidence: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Stratum of each sample (N,), and the class of each stratum."""
+    strata = np.zeros(len(confidence), dtype=np.int64)
+    classes: list[int] = []
+    for name in np.unique(within):
+        rows = np.flatnonzero(within == name)
+        bins = int(np.clip(len(rows) // STRATUM, 1, BINS))
+        edges = np.unique(np.quantile(confidence[rows], np.arange(1, bins) / bins))
+        _, part = np.unique(np.searchsorted(edges, confidence[rows], side="right"), return_inverse=True)
+        strata[rows] = len(classes) + part
+        classes += [int(name)] * (int(part.max()) + 1)
+    return strata, np.array(classes, dtype=np.int64)
