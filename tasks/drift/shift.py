@@ -35,13 +35,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg import cholesky, eigh, solve_triangular
 from scipy.special import log_ndtr, ndtri
 from scipy.stats import mannwhitneyu, rankdata
 
 from everfresh.tasks.drift.frame import Floats, Frame
 from everfresh.tasks.records import ColumnDrift, FamilyDrift
 
+SINGLE = ("columns", "outputs", "components", "novelty")
+"""Families of single columns."""
 QUANTILES = np.array([0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99])
 """Of the pooled rows, above which the window's rows are counted."""
 RIDGE = 1.0
@@ -50,6 +52,8 @@ MOST_CLASSES = 64
 """Class probabilities that are tested: those that vary most over all rows."""
 MOST_CATEGORIES = 32
 """Of one column, that the discriminant over columns knows."""
+SMALL = 256
+"""Dimensions up to which principal axes are computed exactly."""
 FEATURES = 256
 """Random Fourier features."""
 BLOCK = 20_000
@@ -134,31 +138,44 @@ def compare(name: str, reference: Frame, current: Frame, *, components: int, per
         permutations: deals behind the p-value.
         seed: of the deals and of the random features.
     """
-    rng = np.random.default_rng(seed)
-    deals = Deals(len(reference), len(current), permutations, rng)
-    space = _Space(np.concatenate([reference.embeddings, current.embeddings]), components)
-    columns = list(_columns(reference, current, space))
-    single = normal_scale(np.concatenate([_statistics(columns, deals), np.zeros((1, permutations + 1))]))[:-1]
-    families = {family: single[[c.family == family for c in columns]] for family in dict.fromkeys(c.family for c in columns)}
-    if (joint := _joint(columns)).shape[1] > 1:
-        families["joint"] = normal_scale(_squares(deals, whitened(joint)))
-    if space.varies:
-        families["classifier"] = normal_scale(_squares(deals, space.whitened))
-        families["mmd"] = normal_scale(_squares(deals, space.fourier(rng)))
-    largest = {family: scores.max(axis=0) for family, scores in families.items()}
-    combined = _combined([_corrected(scores) for scores in families.values()], permutations)
+    columns, families, combined = statistics(reference, current, components=components, permutations=permutations, seed=seed)
+    single = np.concatenate([np.zeros((0, permutations + 1)), *families.values()])[: len(columns)]
     p_columns = _rank(single.max(axis=0, initial=-np.inf), single[:, 0])
     order = np.argsort(-single[:, 0], kind="stable")
-    described = [_describe(columns[i], len(reference), float(p_columns[i])) for i in order]
+    largest = {family: scores.max(axis=0) for family, scores in families.items()}
     return Shift(
         name,
         float(_rank(combined, combined[:1])[0]),
-        tuple(described),
+        tuple(_describe(columns[i], len(reference), float(p_columns[i])) for i in order),
         reference,
         {c.name: (c.values[: len(reference)], c.values[len(reference) :]) for c in columns if c.numerical},
         tuple(FamilyDrift(name=f, p_value=float(_rank(scores, scores[:1])[0])) for f, scores in largest.items()),
         float(combined[0]),
     )
+
+
+def statistics(
+    reference: Frame, current: Frame, *, components: int, permutations: int, seed: int
+) -> tuple[list[Column], dict[str, Floats], Floats]:
+    """All statistics under all deals, the observed one first.
+
+    Returns:
+        The single columns, grouped by family; by family its statistics (S, B + 1) on the normal scale, those of the single
+        columns first and in their order; and the combination (B + 1,).
+    """
+    rng = np.random.default_rng(seed)
+    deals = Deals(len(reference), len(current), permutations, rng)
+    space = _Space(np.concatenate([reference.embeddings, current.embeddings]), components)
+    columns = sorted(_columns(reference, current, space), key=lambda c: SINGLE.index(c.family))
+    single = _statistics(columns, deals)
+    of = np.array([SINGLE.index(c.family) for c in columns])
+    families = {name: single[of == i] for i, name in enumerate(SINGLE) if (of == i).any()}
+    if (joint := _joint(columns)).shape[1] > 1:
+        families["joint"] = normal_scale(_squares(deals, whitened(joint)))
+    if space.varies:
+        families["classifier"] = normal_scale(_squares(deals, space.whitened))
+        families["mmd"] = normal_scale(_squares(deals, space.fourier(rng)))
+    return columns, families, _combined([_corrected(scores) for scores in families.values()], permutations)
 
 
 def normal_scale(table: Floats) -> Floats:
@@ -227,38 +244,49 @@ def _columns(reference: Frame, current: Frame, space: _Space) -> Iterator[Column
 
 
 def _statistics(columns: list[Column], deals: Deals) -> Floats:
-    """(columns, B + 1) statistic of each column under each deal; more is farther apart."""
+    """(columns, B + 1) statistic of each column under each deal on the normal scale; more is farther apart.
+
+    Of a numerical column with missing values: the larger one of its values and of their absence.
+    """
     table = np.zeros((len(columns), len(deals.inside)))
-    per = max(1, CELLS // max(1, deals.rows * (len(QUANTILES) + 1)))
     numerical = [i for i, c in enumerate(columns) if c.numerical]
+    per = max(1, CELLS // max(1, deals.rows * len(QUANTILES)))
     for start in range(0, len(numerical), per):
         some = numerical[start : start + per]
-        parts = [_above_quantiles(columns[i].values) for i in some]  # type: ignore[arg-type]
-        sums = deals.sums(np.concatenate(parts, axis=1)) ** 2
-        ends = np.cumsum([0, *(p.shape[1] for p in parts)])
-        for i, first, last in zip(some, ends, ends[1:], strict=False):
-            table[i] = sums[first:last].sum(axis=0)
+        features = _above_quantiles(np.stack([columns[i].values for i in some], axis=1))  # type: ignore[arg-type]
+        sums = deals.sums(features.reshape(deals.rows, -1)) ** 2
+        table[some] = sums.reshape(len(some), -1, len(deals.inside)).sum(axis=1)
     for i, column in enumerate(columns):
         if not column.numerical:
             table[i] = (deals.sums(_indicators(column.values)) ** 2).sum(axis=0)  # type: ignore[arg-type]
+    table = normal_scale(table)
+    for i in numerical:
+        if not (known := np.isfinite(columns[i].values)).all():  # type: ignore[arg-type]
+            absent = deals.sums(_standardised(~known[:, None] * np.float32(1))) ** 2
+            table[i] = np.maximum(table[i], normal_scale(absent)[0])
     return table
 
 
 def _above_quantiles(values: NDArray[np.float64]) -> Single:
-    """(N, Q) is a row above each quantile of the pooled rows, centred and of unit variance; 0 where a value is missing.
+    """(N, C, Q) is a row of a column (N, C) above each quantile of the pooled rows, of mean 0 and variance 1.
 
-    The last column tells missing values, where there are any.
+    A missing value counts as the mean. What does not vary is 0.
     """
-    present = np.isfinite(values)
-    known = values[present]
-    if not len(known):
-        return np.zeros((len(values), 1), dtype=np.float32)
-    cuts = np.unique(np.quantile(known, QUANTILES, method="inverted_cdf"))
-    above = (values[:, None] > cuts[None, :]).astype(np.float32)
-    if not present.all():
-        above[~present] = above[present].mean(axis=0)
-        above = np.concatenate([above, ~present[:, None]], axis=1, dtype=np.float32)
-    return _standardised(above)
+    ordered = np.sort(values, axis=0)  # NaN last
+    known = np.isfinite(ordered).sum(axis=0)  # (C,)
+    at = np.ceil(QUANTILES[:, None] * known).astype(np.int64) - 1  # (Q, C): the inverse of the empirical distribution
+    cuts = np.take_along_axis(ordered, np.maximum(at, 0), axis=0)
+    cuts[1:][cuts[1:] == cuts[:-1]] = np.inf  # a quantile that ties with the one below says nothing new
+    missing = ~np.isfinite(values)
+    features = (values[:, :, None] > cuts.T[None]).astype(np.float32)
+    if missing.any():
+        means = (features.sum(axis=0) / np.maximum(known, 1)[:, None]).astype(np.float32)
+        features = np.where(missing[:, :, None], means, features)
+    features -= features.mean(axis=0)
+    spread = np.sqrt(np.einsum("ncq,ncq->cq", features, features) / len(features))
+    features *= np.where(spread > 1e-6, 1 / np.where(spread > 1e-6, spread, 1), 0).astype(np.float32)
+    scaled: Single = features
+    return scaled
 
 
 def _indicators(words: NDArray[np.str_]) -> Single:
@@ -377,9 +405,15 @@ class _Space:
     def _leading(self, components: int) -> Floats:
         from sklearn.utils.extmath import randomized_svd
 
-        left, spread, _ = randomized_svd(self.centred, min(components, *self.centred.shape), random_state=0)
-        scores: Floats = (left * spread)[:, spread > 1e-4 * spread[0]].astype(np.float64)
-        return scores
+        count, width = min(components, *self.centred.shape), self.centred.shape[1]
+        if width <= SMALL:
+            spread, vectors = eigh(self.centred.T @ self.centred, subset_by_index=[width - count, width - 1])
+            scores, spread = (self.centred @ vectors)[:, ::-1], np.sqrt(np.maximum(spread[::-1], 0))
+        else:
+            left, spread, _ = randomized_svd(self.centred, count, random_state=0)
+            scores = left * spread
+        kept: Floats = scores[:, spread > 1e-4 * spread[0]].astype(np.float64)
+        return kept
 
     def novelty(self) -> Floats:
         """(N,) squared distance from the pooled centre in whitened space."""

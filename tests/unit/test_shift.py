@@ -1,4 +1,4 @@
-"""Shift: valid p-values, exact distances, and estimates that follow the model down."""
+"""Shift and regimes: valid p-values, exact distances, columns of any kind, mixtures and seasons."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from scipy.stats import binomtest, ks_2samp
 
 from everfresh.tasks.config import DriftConfig
 from everfresh.tasks.drift import shift
-from everfresh.tasks.drift.detect import MIN_SAMPLES, agreement, compare_all
-from everfresh.tasks.drift.frame import Frame
-from everfresh.tasks.drift.shift import Shift, compare, concatenate, estimated_accuracy, mixture, unusual
+from everfresh.tasks.drift.detect import agreement, unusual
+from everfresh.tasks.drift.frame import Frame, concatenate
+from everfresh.tasks.drift.regimes import MIN_SAMPLES, compare_all, mixture, same_season
+from everfresh.tasks.drift.shift import Deals, Shift, classifier_auc, compare, kolmogorov_smirnov, normal_scale
 
 CLASSES = ("a", "b", "c")
 
@@ -86,10 +87,60 @@ def test_a_strong_shift_names_the_column_that_moved() -> None:
     assert first.current_mean - first.reference_mean == pytest.approx(4, abs=0.5)  # type: ignore[operator]
 
 
-def test_the_p_value_is_the_smallest_corrected_one() -> None:
-    found = measure(frame(30), frame(30, 1, move=0.3))
-    assert found.p_value == min(c.p_value for c in found.columns)
+def test_every_family_has_its_word_and_the_whole_is_no_bolder_than_the_boldest() -> None:
+    found = measure(frame(60), frame(60, 1, move=0.6), permutations=199)
+    names = [f.name for f in found.families]
+    assert names == ["columns", "outputs", "components", "novelty", "joint", "classifier", "mmd"]
+    assert found.p_value <= 0.01
     assert found.score == max(c.statistic for c in found.columns)
+
+
+def test_many_weak_signs_add_up_where_none_alone_is_clear() -> None:
+    """Twelve columns that move a little each, independently: the discriminant over all sees what no column shows."""
+    rng = np.random.default_rng(0)
+
+    def table(move: float) -> Frame:
+        columns = {f"c{i}": rng.normal(move, 1, 150) for i in range(12)}
+        return Frame(columns, {}, np.zeros((150, 0)), np.zeros((150, 0)), (), np.full(150, -1))
+
+    found = compare("r", table(0), table(0.2), components=4, permutations=999, seed=0)
+    families = {f.name: f.p_value for f in found.families}
+    assert families["joint"] < families["columns"]
+    assert found.p_value <= 0.01
+
+
+@pytest.mark.parametrize("level", [0.05, 0.2])
+def test_each_family_is_valid_alone(level: float) -> None:
+    trials = 200
+    found = [measure(frame(30, 2 * i + 9_000), frame(25, 2 * i + 9_001), seed=i) for i in range(trials)]
+    for name in (f.name for f in found[0].families):
+        alarms = sum(f.p_value <= level for shift in found for f in shift.families if f.name == name)
+        assert binomtest(alarms, trials, level, "greater").pvalue > 1e-3, name
+
+
+def test_the_normal_scale_makes_squares_look_normal() -> None:
+    squares = np.random.default_rng(0).chisquare(3, (2, 20_000))
+    scaled = normal_scale(squares)
+    assert np.quantile(scaled, [0.05, 0.5, 0.95, 0.99]) == pytest.approx([-1.645, 0, 1.645, 2.326], abs=0.06)
+
+
+@given(st.integers(2, 40), st.integers(1, 39), st.integers(0, 5))
+def test_a_deal_has_as_many_rows_as_the_window_and_sums_what_it_holds(rows: int, current: int, seed: int) -> None:
+    current = min(current, rows - 1)
+    deals = Deals(rows - current, current, 9, np.random.default_rng(seed))
+    assert (deals.inside.sum(axis=1) == current).all()
+    assert deals.inside[0].tolist() == [0] * (rows - current) + [1] * current
+    features = np.random.default_rng(seed).normal(size=(rows, 2)).astype(np.float32)
+    spread = np.sqrt(current * (rows - current) / max(rows - 1, 1))
+    expected = (deals.inside @ features).T / max(spread, 1e-12)
+    np.testing.assert_allclose(deals.sums(features), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_classifier_tells_drift_from_chance_on_rows_that_it_has_not_seen() -> None:
+    quiet, moved = frame(150, 1), frame(150, 2, move=1.0)
+    assert classifier_auc(frame(150), quiet, 0) == pytest.approx(0.5, abs=0.1)
+    assert (classifier_auc(frame(150), moved, 0) or 0) > 0.85
+    assert classifier_auc(frame(150), moved, 0) == classifier_auc(frame(150), moved, 0)
 
 
 def test_the_order_of_samples_does_not_change_a_distance() -> None:
@@ -114,21 +165,44 @@ def test_a_seed_gives_the_same_result_again() -> None:
     st.lists(st.integers(0, 6), min_size=1, max_size=30),
 )
 def test_the_distance_of_numbers_is_kolmogorov_smirnov_with_ties(ours: list[int], theirs: list[int]) -> None:
-    deal = np.array([[True] * len(ours) + [False] * len(theirs)])
-    found = shift._ks(np.array(ours + theirs, dtype=np.float64), deal)
-    assert found[0] == pytest.approx(ks_2samp(ours, theirs).statistic, abs=1e-12)
+    found = kolmogorov_smirnov(np.sort(np.array(ours, float)), np.sort(np.array(theirs, float)))
+    assert found == pytest.approx(ks_2samp(ours, theirs).statistic, abs=1e-12)
 
 
 def test_deals_in_many_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = measure(frame(30), frame(30, 1)).columns
-    monkeypatch.setattr(shift, "BLOCK", 100)
-    assert measure(frame(30), frame(30, 1)).columns == whole
+    whole = measure(frame(30), frame(30, 1))
+    monkeypatch.setattr(shift, "BLOCK", 7)
+    monkeypatch.setattr(shift, "CELLS", 500)
+    parts = measure(frame(30), frame(30, 1))
+    assert [(c.name, c.p_value) for c in parts.columns] == [(c.name, c.p_value) for c in whole.columns]
+    assert parts.p_value == whole.p_value
 
 
 def test_the_distance_of_categories_is_total_variation() -> None:
-    pooled = np.array(["cat", "cat", "dog", "cow", "dog", "dog", "dog", "emu"])
-    deal = np.array([[True] * 4 + [False] * 4])  # ours: cat ½, dog ¼, cow ¼; theirs: dog ¾, emu ¼
-    assert shift._total_variation(pooled, deal)[0] == pytest.approx((0.5 + 0.5 + 0.25 + 0.25) / 2)
+    ours, theirs = np.array(["cat", "cat", "dog", "cow"]), np.array(["dog", "dog", "dog", "emu"])
+    column = shift._describe(shift.Column("animal", "columns", np.concatenate([ours, theirs])), 4, 1.0)
+    assert column.statistic == pytest.approx((0.5 + 0.5 + 0.25 + 0.25) / 2)
+    assert column.new_categories == ("emu",)
+
+
+def test_missing_values_are_seen_and_told() -> None:
+    whole, holes = frame(80), frame(80, 1)
+    brightness = np.where(np.arange(80) % 3 == 0, np.nan, holes.numerical["brightness"])
+    site = np.where(np.arange(80) % 2 == 0, "", holes.categorical["site"])
+    holes = altered(
+        holes, numerical=holes.numerical | {"brightness": brightness}, categorical=holes.categorical | {"site": site}
+    )
+    found = {c.name: c for c in measure(whole, holes, permutations=199).columns}
+    assert (found["brightness"].missing, found["site"].missing) == ((0.0, pytest.approx(0.3375)), (0.0, 0.5))
+    assert found["brightness"].p_value <= 0.02
+    assert found["site"].p_value <= 0.02
+    assert found["site"].new_categories == ()  # nothing is no category
+
+
+def test_a_column_of_nothing_but_missing_values_is_harmless() -> None:
+    pair = [altered(f, numerical=f.numerical | {"brightness": np.full(len(f), np.nan)}) for f in (frame(30), frame(30, 1))]
+    brightness = next(c for c in measure(*pair).columns if c.name == "brightness")
+    assert (brightness.statistic, brightness.p_value, brightness.missing) == (0, 1, (1, 1))
 
 
 def test_a_category_that_is_new_is_seen() -> None:
@@ -145,12 +219,14 @@ def test_a_slice_that_only_one_side_has_is_left_out(side: int) -> None:
     assert "site" not in {c.name for c in measure(*pair).columns}
 
 
+@pytest.mark.parametrize("small", [0, 100])
 @pytest.mark.parametrize("shape", [(40, 6), (6, 40), (6, 6)])
-def test_the_directions_are_the_principal_ones(shape: tuple[int, int]) -> None:
+def test_the_components_are_the_principal_ones(shape: tuple[int, int], small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shift, "SMALL", small)
     rows = np.random.default_rng(0).normal(size=shape) * np.arange(1, shape[1] + 1)
-    rows -= rows.mean(axis=0)
-    expected = np.linalg.svd(rows, full_matrices=False)[2][:3].T
-    np.testing.assert_allclose(np.abs(shift._directions(rows, 3)), np.abs(expected), atol=1e-6)
+    left, spread, _ = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
+    found = shift._Space(rows, 3).leading
+    np.testing.assert_allclose(np.abs(found), np.abs((left * spread)[:, :3]), atol=1e-3)
 
 
 def test_directions_beyond_the_rank_of_the_embedding_are_left_out() -> None:
@@ -227,38 +303,40 @@ def test_with_too_few_samples_nothing_is_tested(reference: int, current: int) ->
     assert (found.p_value, found.columns, found.score) == (1.0, (), 0)
 
 
-# --- the estimate without labels -------------------------------------------------------------------------------
+# --- seasons ---------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30)
-@given(st.integers(1, 80), st.integers(0, 40), st.floats(0.5, 20))
-def test_the_estimate_is_exact_on_the_reference_itself(count: int, seed: int, sharp: float) -> None:
-    reference = frame(count, seed, sharp=sharp / 10)
-    accuracy, estimate = estimated_accuracy(reference, reference, seed=0)
-    assert accuracy == reference.correct.mean()
-    assert estimate.value == pytest.approx(accuracy)
-    assert estimate.low <= estimate.value <= estimate.high
+def hourly(values: Frame, hours: list[int]) -> Frame:
+    start = np.datetime64("2026-03-02T00:00:00", "s")  # a Monday
+    return altered(values, times=start + np.resize(np.array(hours), len(values)) * np.timedelta64(3600, "s"))
 
 
-def test_the_estimate_falls_with_the_model() -> None:
-    reference = frame(200, sharp=1.0)
-    blurred = frame(200, 1, sharp=0.4)
-    accuracy, estimate = estimated_accuracy(reference, blurred, seed=0)
-    assert estimate.high < accuracy
+def test_a_window_of_nights_is_compared_with_nights() -> None:
+    night, day = frame(60, 1, move=3), frame(60, 2)
+    reference = concatenate([hourly(night, [2, 3]), hourly(day, [12, 13])])
+    window = hourly(frame(40, 3, move=3), [2, 3])
+    assert compare_all({"all": reference}, window, DriftConfig(), 0)[0].p_value == 0.001
+    config = DriftConfig(seasonal=("hour",))
+    assert compare_all({"all": reference}, window, config, 0)[0].p_value > 0.01
+    mixed = hourly(frame(40, 3), [2, 12, 12, 12])
+    kept = same_season(reference, mixed, ("hour",))
+    assert kept.times is not None
+    assert np.mean([t.astype(object).hour == 2 for t in kept.times]) == pytest.approx(0.25, abs=0.02)
 
 
-def test_the_estimate_uses_labelled_reference_samples_only() -> None:
-    reference = frame(60)
-    half = altered(reference, labels=np.where(np.arange(60) < 30, reference.labels, -1))
-    accuracy, _ = estimated_accuracy(half, frame(20, 1), seed=0)
-    assert accuracy == reference.correct[:30].mean()
+def test_weekdays_are_told_apart() -> None:
+    reference = hourly(frame(70), [24 * day for day in range(7)])
+    kept = same_season(reference, hourly(frame(20, 1), [24 * 5, 24 * 12]), ("weekday",))
+    assert kept.times is not None
+    assert {t.astype(object).weekday() for t in kept.times} == {5}
 
 
-def test_without_labels_or_samples_the_estimate_says_that_it_knows_nothing() -> None:
-    blank = altered(frame(30), labels=np.full(30, -1))
-    for reference, current in ((blank, frame(20, 1)), (frame(30), frame(0, 1))):
-        _, estimate = estimated_accuracy(reference, current, seed=0)
-        assert (estimate.low, estimate.high) == (0, 1)
+@pytest.mark.parametrize("times", [None, np.full(30, np.datetime64("NaT", "s"))])
+def test_without_times_or_with_seasons_unknown_to_it_the_whole_reference_serves(times: Any) -> None:
+    window = altered(frame(30), times=times)
+    reference = hourly(frame(60, 1), [1, 2])
+    assert same_season(reference, window, ("hour",)) is reference
+    assert same_season(reference, hourly(frame(30), [5]), ("hour",)) is reference
 
 
 # --- labels and unusual samples ----------------------------------------------------------------------------------
