@@ -21,6 +21,8 @@ from everfresh.tasks.records import ClassShift, ColumnDrift, DriftReport
 
 CLEAR = 0.05
 """Corrected p from which a column counts as moved."""
+MISSING = 0.05
+"""Change in the share of missing values that is told."""
 HOLDS = 0.01
 """Loss of accuracy that is none."""
 MOST = 200
@@ -118,7 +120,7 @@ def _size(column: ColumnDrift) -> float:
     """Effects of both kinds on about one scale: moving two fifths of the samples is like one SD."""
     if column.kind == "categorical":
         return 2.5 * column.statistic
-    return max(abs(column.effect) if math.isfinite(column.effect) else 0.0, 2.5 * _missing_change(column))
+    return max(abs(column.effect) if math.isfinite(column.effect) else 0.0, 2.5 * missing_change(column))
 
 
 def _columns_words(report: DriftReport, columns: list[ColumnDrift], *, novel: bool) -> str:
@@ -163,7 +165,7 @@ def column_words(column: ColumnDrift) -> str:
     """How a column of any table moved, in a clause."""
     name = quoted(column.name)
     before, now = column.missing
-    if abs(_missing_change(column)) >= 0.05 and (column.kind == "categorical" or not abs(column.effect) >= 0.5):
+    if abs(missing_change(column)) >= MISSING and (column.kind == "categorical" or not abs(column.effect) >= 0.5):
         return f"{name} is missing {'more' if now > before else 'less'} often ({percent(before)} → {percent(now)})"
     if column.new_categories:
         names = ", ".join(quoted(c, 14) for c in column.new_categories[:2])
@@ -186,7 +188,8 @@ def named(column: ColumnDrift) -> str:
     return name.replace("embedding ", "embedding, direction ", 1) if column.name.startswith("embedding ") else name
 
 
-def _missing_change(column: ColumnDrift) -> float:
+def missing_change(column: ColumnDrift) -> float:
+    """How much more often the column is missing, −1…1."""
     return column.missing[1] - column.missing[0]
 
 
@@ -269,11 +272,10 @@ def _noun(report: DriftReport) -> str:
 
 def sd(effect: float) -> str:
     """Reference standard deviations with a sign."""
-    return (
-        f"{effect:+.1f} SD".replace("-", "−")
-        if abs(effect) < 100
-        else f"{'>' if effect > 0 else '<'} {'' if effect > 0 else '−'}100 SD"
-    )
+    if abs(effect) >= 100:
+        return "> 100 SD" if effect > 0 else "< −100 SD"
+    size = round(effect, 1) + 0.0  # no negative zero
+    return f"{size:+.1f} SD".replace("-", "−")
 
 
 def percent(share: float) -> str:

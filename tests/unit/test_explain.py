@@ -442,6 +442,10 @@ class TestParts:
     def test_a_panel_says_it_in_words(self, effect: float, p_value: float, words: str) -> None:
         assert pictures.moved(column("brightness", effect, p_value)) == words
 
+    def test_a_panel_tells_missing_values(self) -> None:
+        gone = column("air_time", 0.1, 0.004, missing=(0.01, 0.2))
+        assert pictures.moved(gone) == "missing 1 % → 20 %, p = 0.004"
+
     def test_tiny_pictures_show_their_pixels(self) -> None:
         tile = pictures.thumbnail(png(3), 96)
         assert tile is not None
