@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everfresh.tasks.charts import BLUE, GREY, INK, RED, figure, plain
-from everfresh.tasks.drift.words import CLEAR, MISSING, missing_change, named, percent, sd, short
+from everfresh.tasks.drift.phrases import CLEAR, MISSING, missing_change, named, percent, sd, short
 from everfresh.tasks.errors import DataError
 from everfresh.tasks.records import ColumnDrift
 
