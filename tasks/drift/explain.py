@@ -17,10 +17,11 @@ from jinja2 import Environment, PackageLoader
 from numpy.typing import NDArray
 
 from everfresh.tasks.charts import WIDTH
-from everfresh.tasks.drift import words
+from everfresh.tasks.drift import phrases
 from everfresh.tasks.drift.curves import class_shares, timeline
 from everfresh.tasks.drift.pictures import column_panel, moved, thumbnail
 from everfresh.tasks.drift.poster import Page, Panel, raster, write_poster
+from everfresh.tasks.drift.words import sentence
 from everfresh.tasks.records import ColumnDrift, DriftPoint, DriftReport, SliceDrift
 
 if TYPE_CHECKING:
@@ -104,19 +105,19 @@ def _page(
             part
             for part in (
                 "Everfresh",
-                words.short(pipeline, 60),
+                phrases.short(pipeline, 60),
                 f"window {window}" if window is not None else "",
                 f"{here.at:%Y-%m-%d %H:%M} UTC" if here else "",
             )
             if part
         ),
         badge=_badge(report),
-        sentence=report.words or words.sentence(report, window),
+        sentence=report.words or sentence(report, window),
         facts=_facts(report),
         timeline=Panel(line, _timeline_alt(points)) if line else None,
         classes=Panel(classes, _classes_alt(report)) if classes else None,
         columns_title="What moved, most important first" if any(_clear(c) for c in columns) else "No column moved clearly",
-        columns=[Panel(column_panel(c, *values[c.name]), f"{words.named(c)}: {moved(c)}") for c in columns],
+        columns=[Panel(column_panel(c, *values[c.name]), f"{phrases.named(c)}: {moved(c)}") for c in columns],
         counts=(report.reference_samples, report.current_samples),
         unusual=tuple(unusual[:SAMPLES]),
         typical=tuple(typical[:SAMPLES]),
@@ -130,13 +131,13 @@ def shown_columns(report: DriftReport, values: Mapping[str, Values]) -> list[Col
     drawn = [c for c in report.columns if c.name in values and all(len(v) for v in values[c.name])]
     varied = [c for c in drawn if _varies(values[c.name])]
     clear = [c for c in varied if _clear(c)]
-    clear = sorted(clear, key=lambda c: (words.made_by_model(c.name), c.name.startswith("embedding ")))  # stable
-    rest = sorted((c for c in varied if c not in clear), key=lambda c: words.made_by_model(c.name))
+    clear = sorted(clear, key=lambda c: (phrases.made_by_model(c.name), c.name.startswith("embedding ")))  # stable
+    rest = sorted((c for c in varied if c not in clear), key=lambda c: phrases.made_by_model(c.name))
     return clear[:PANELS] if len(clear) >= 3 else [*clear, *rest][:3]
 
 
 def _clear(column: ColumnDrift) -> bool:
-    return column.p_value < words.CLEAR
+    return column.p_value < phrases.CLEAR
 
 
 def _varies(pair: Values) -> bool:
@@ -163,14 +164,14 @@ def _facts(report: DriftReport) -> list[tuple[str, str]]:
         )
     facts.append(("estimated now without labels", f"{guess.value:.2f} ({guess.low:.2f}–{guess.high:.2f})"))
     if report.tested:
-        facts.append(("chance if nothing had moved", words.p_words(report.p_value)))
+        facts.append(("chance if nothing had moved", phrases.p_words(report.p_value)))
     return facts
 
 
 def _slice_row(part: SliceDrift) -> tuple[str, str, str, str]:
-    column = "predicted" if part.column == "prediction" else words.short(part.column, 16)
+    column = "predicted" if part.column == "prediction" else phrases.short(part.column, 16)
     return (
-        f"{column} {words.short(part.value, 18) or '(none)'}",
+        f"{column} {phrases.short(part.value, 18) or '(none)'}",
         f"{part.samples:,}",
         f"{part.reference_accuracy:.2f} → {part.estimated_accuracy:.2f}",
         f"{(part.estimated_accuracy - part.reference_accuracy) * 100:+.0f}".replace("-", "−"),
@@ -181,13 +182,14 @@ def _notes(report: DriftReport) -> list[str]:
     """Small print: what stands behind the verdict."""
     notes = [
         f"{report.current_samples:,} samples of this window against {report.reference_samples:,} of "
-        f"{words.short(report.nearest, 30)}, which the champion never learnt from."
+        f"{phrases.short(report.nearest, 30)}, which the champion never learnt from."
     ]
     if report.families:
         each = ", ".join(
-            f"{_FAMILIES.get(f.name, words.short(f.name))} {words.p_words(f.p_value)[2:].lstrip('= ')}" for f in report.families
+            f"{_FAMILIES.get(f.name, phrases.short(f.name))} {phrases.p_words(f.p_value)[2:].lstrip('= ')}"
+            for f in report.families
         )
-        notes.append(f"p by family of tests: {each}; all together {words.p_words(report.p_value)}.")
+        notes.append(f"p by family of tests: {each}; all together {phrases.p_words(report.p_value)}.")
     if report.auc is not None:
         notes.append(f"A classifier tells window from reference with AUC {report.auc:.2f} (0.5 is chance, 1 always).")
     if report.classes:
@@ -205,7 +207,8 @@ def _timeline_alt(points: Sequence[DriftPoint]) -> str:
 
 def _classes_alt(report: DriftReport) -> str:
     each = ", ".join(
-        f"{words.short(c.name)} {words.percent(c.reference)} → {words.percent(c.estimated.value)}" for c in report.classes[:10]
+        f"{phrases.short(c.name)} {phrases.percent(c.reference)} → {phrases.percent(c.estimated.value)}"
+        for c in report.classes[:10]
     )
     return f"Share of each class, reference → this window. {each}"
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everfresh.tasks.charts import BLUE, GREY, INK, RED, figure, plain
-from everfresh.tasks.drift.words import CLEAR, named, percent, short
+from everfresh.tasks.drift.phrases import CLEAR, MISSING, missing_change, named, percent, sd, short
 from everfresh.tasks.errors import DataError
 from everfresh.tasks.records import ColumnDrift
 
@@ -56,9 +56,11 @@ def column_panel(column: ColumnDrift, reference: NDArray[Any], current: NDArray[
 def moved(column: ColumnDrift) -> str:
     """Which way a column moved, how far, and how sure that is."""
     p = "p < 0.001" if column.p_value < 0.001 else f"p = {column.p_value:.2g}"
+    if column.p_value < CLEAR and abs(missing_change(column)) >= MISSING:
+        return f"missing {percent(column.missing[0])} → {percent(column.missing[1])}, {p}"
     if column.kind == "categorical":
         return f"{percent(column.effect)} moved elsewhere, {p}" if column.p_value < CLEAR else f"no clear change, {p}"
-    size = f"{column.effect:+.1f} SD".replace("-", "−") if math.isfinite(column.effect) else "reference never varies"
+    size = sd(column.effect) if math.isfinite(column.effect) else "reference never varies"
     if column.p_value >= CLEAR:
         return f"no clear change ({size}), {p}"
     strength = abs(column.effect)

@@ -92,7 +92,7 @@ def raster(drawn: Figure, scale: int) -> Image.Image:
 
 def _head(page: Page) -> Figure:
     verdict, _ = page.badge
-    lines = textwrap.wrap(page.sentence, 70) or [""]
+    lines = _balanced(page.sentence, 70)
     height = 84 + 26 * len(lines)
     drawn = figure(height)
     drawn.text(14 / WIDTH, 1 - 18 / height, plain(page.title, 110), size=9, color="#555555", va="center")
@@ -108,6 +108,13 @@ def _head(page: Page) -> Figure:
         drawn.text(left, 33 / height, plain(value, 40), size=11.5, weight="bold", color=INK, va="center")
         drawn.text(left, 14 / height, plain(name, 48), size=8, color="#555555", va="center")
     return drawn
+
+
+def _balanced(text: str, letters: int) -> list[str]:
+    """As few lines of so many letters as do, none much shorter than the others."""
+    lines = textwrap.wrap(text, letters) or [""]
+    even = textwrap.wrap(text, min(letters, len(text) // len(lines) + 8))
+    return even if len(even) == len(lines) else lines
 
 
 def _strip(title: str, counts: tuple[int, int]) -> Figure:
