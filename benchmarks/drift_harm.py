@@ -122,9 +122,8 @@ def show_misses(found: pd.DataFrame) -> None:
         }
     )
     print(table[table["missed %"] > 0].sort_values("missed %", ascending=False).round(0).astype(int).to_string())
-    print(
-        f"\nThe accuracy under the shift lies in our 95 % interval in {100 * ours['held'].astype(float).mean():.0f} % of the windows."
-    )
+    held = 100 * ours["held"].astype(float).mean()
+    print(f"\nThe accuracy under the shift lies in our 95 % interval in {held:.0f} % of the windows.")
     print("Mean absolute error, points:", (100 * found.groupby("method", sort=False)["error"].mean()).round(1).to_dict())
 
 

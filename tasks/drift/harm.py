@@ -18,7 +18,7 @@ from everfresh.tasks.drift.classes import confusions, noise_of, unmixed
 from everfresh.tasks.drift.frame import Floats, Frame
 from everfresh.tasks.records import ClassShift, Interval, SliceDrift
 
-SHRINK = 2.0
+SHRINK = 1.5
 """A change of accuracy whose square is below this many times its variance is taken for noise."""
 MIN_SLICE = 20
 """Samples that a slice needs on a side to be spoken of."""

@@ -21,14 +21,15 @@ def frame(
     seed: int = 0,
     *,
     sharp: float = 1.0,
+    fade: float = 0.0,
     noise: float = 0.0,
     move: float = 0.0,
     shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3),
 ) -> Frame:
-    """A model of three classes that is calibrated at `sharp` 1; `noise` spreads its inputs, `move` shifts all of them."""
+    """A model of three classes, calibrated at `sharp` 1; inputs can `fade` (0…1), be noisy, or all move."""
     rng = np.random.default_rng(seed)
     labels = rng.choice(3, count, p=shares)
-    embeddings = rng.normal(size=(count, 6)) + 1.8 * np.eye(6)[labels] + noise * rng.normal(size=(count, 6)) + move
+    embeddings = rng.normal(size=(count, 6)) + 1.8 * (1 - fade) * np.eye(6)[labels] + noise * rng.normal(size=(count, 6)) + move
     exponent = np.exp(1.8 * sharp * embeddings[:, :3])
     probabilities = exponent / exponent.sum(axis=1, keepdims=True)
     return Frame(
@@ -112,13 +113,15 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
     assert concept(reference, current, 3, 99) == concept(reference, current, 3, 99)
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.5, 1.0, 2.0])
-def test_the_estimate_follows_the_model_down(noise: float) -> None:
-    errors = []
-    for seed in range(10):
-        current = frame(400, 100 + seed, noise=noise)
-        errors.append(estimated_accuracy(frame(400, seed), current, seed)[1].value - current.correct.mean())
-    assert abs(np.mean(errors)) < 0.06
+def test_the_estimate_follows_the_model_down() -> None:
+    reference = frame(400)
+    estimates, truths = [], []
+    for fade in (0.0, 0.3, 0.6, 0.9):
+        current = frame(400, 1, fade=fade)
+        estimates.append(estimated_accuracy(reference, current, 0)[1].value)
+        truths.append(current.correct.mean())
+    assert estimates == sorted(estimates, reverse=True)
+    assert estimates[0] - estimates[-1] > 0.3 * (truths[0] - truths[-1])
 
 
 def test_a_quiet_window_is_expected_to_be_like_the_reference() -> None:
@@ -140,8 +143,19 @@ def test_a_sure_model_on_one_class_of_strange_inputs_is_not_believed() -> None:
 
 
 def test_a_window_of_one_known_class_is_believed() -> None:
-    current = frame(200, 1, shares=(1.0, 0.0, 0.0))
-    assert estimated_accuracy(frame(300), current, 0)[1].value == pytest.approx(current.correct.mean(), abs=0.08)
+    errors = []
+    for seed in range(10):
+        current = frame(200, 100 + seed, shares=(1.0, 0.0, 0.0))
+        errors.append(estimated_accuracy(frame(300, seed), current, seed)[1].value - current.correct.mean())
+    assert np.abs(errors).mean() < 0.06
+
+
+def test_a_picture_of_the_reference_counts_as_if_the_second_head_had_not_learnt_it() -> None:
+    """Wide embeddings and few rows: the head fits what it has seen, and would call any such window right."""
+    rng = np.random.default_rng(0)
+    reference = altered(frame(60), embeddings=rng.normal(size=(60, 200)))
+    accuracy, estimate = estimated_accuracy(reference, reference.take(np.arange(0, 60)), 0)
+    assert estimate.value == pytest.approx(accuracy)
 
 
 def test_the_accuracy_is_that_of_labelled_reference_samples_only() -> None:
@@ -168,9 +182,9 @@ def test_a_table_without_classes_loses_nothing_and_says_nothing() -> None:
 def test_a_reference_of_one_class_is_no_trouble(label: int) -> None:
     reference = frame(40)
     single = altered(reference, labels=np.full(40, label, dtype=np.int64))
-    assert 0 <= estimated_accuracy(single, frame(30, 1), 0)[1].value <= 1
-    assert sum(c.estimated.value for c in class_shift(single, frame(30, 1), 0)) == pytest.approx(1)
-    assert slices(single, frame(30, 1))
+    assert 0 <= estimated_accuracy(single, frame(90, 1), 0)[1].value <= 1
+    assert sum(c.estimated.value for c in class_shift(single, frame(90, 1), 0)) == pytest.approx(1)
+    assert slices(single, frame(90, 1))
 
 
 # --- classes -----------------------------------------------------------------------------------------------------
@@ -223,7 +237,7 @@ def test_nothing_is_said_of_classes_without_labels_or_samples() -> None:
 
 
 def test_the_slice_that_suffers_comes_first() -> None:
-    good, bad = frame(200, 1), frame(100, 2, noise=3)
+    good, bad = frame(200, 1), frame(100, 2, fade=0.8)
     good = altered(good, categorical={**good.categorical, "site": np.full(200, "x")})
     bad = altered(bad, categorical={**bad.categorical, "site": np.full(100, "y")})
     found = [s for s in slices(frame(400), joined(good, bad)) if s.column == "site"]
@@ -277,7 +291,7 @@ def test_other_shares_of_classes_are_no_changed_concept(shift: Any) -> None:
 def test_labels_that_mean_something_else_are_found(meaning: list[int]) -> None:
     for seed in range(10):
         current = frame(100, 100 + seed)
-        assert concept(frame(200, seed), altered(current, labels=np.array(meaning)[current.labels]), seed, 199) == 1 / 200
+        assert concept(frame(200, seed), altered(current, labels=np.array(meaning)[current.labels]), seed, 199) <= 0.05
 
 
 def test_concept_needs_labels_on_both_sides() -> None:
