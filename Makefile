@@ -5,7 +5,7 @@ HOME_OF_RUNS := $(CURDIR)/run/prefect
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run test test-slow lint format bench bench-seeds bench-pacs bench-kill bench-s3 bench-upload lock clean
+.PHONY: help run test test-slow lint format bench bench-seeds bench-pacs bench-harm bench-kill bench-s3 bench-upload lock clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -45,6 +45,9 @@ bench-seeds: .venv/.installed ## the demo over 10 seeds, half an hour
 
 bench-pacs: .venv/.installed ## photo, art painting, cartoon over 5 seeds; needs PACS_DATA and SQUEEZENET
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pacs_stream.py
+
+bench-harm: .venv/.installed ## accuracy estimated without labels over the grid of shifts; needs DRIFT_DATA and SQUEEZENET
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/drift_harm.py
 
 bench-kill: .venv/.installed ## kill -9 at random moments of the demo, then compare with an undisturbed run
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kill_demo.py

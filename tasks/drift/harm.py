@@ -13,9 +13,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from everfresh.tasks.drift.calibration import expect
+from everfresh.tasks.drift.classes import confusions, noise_of, unmixed
 from everfresh.tasks.drift.frame import Floats, Frame
-from everfresh.tasks.records import ClassShift, Interval
+from everfresh.tasks.records import ClassShift, Interval, SliceDrift
 
+SHRINK = 1.5
+"""A change of accuracy whose square is below this many times its variance is taken for noise."""
+MIN_SLICE = 20
+"""Samples that a slice needs on a side to be spoken of."""
+MOST_SLICES = 12
 DRAWS = 200
 """Bootstrap draws behind an interval."""
 CELLS = 2_000_000
@@ -25,6 +32,67 @@ MIN_LABELS = 30
 STRATUM = 25
 """Samples that a stratum of confidence should have, and at most `BINS` strata a predicted class."""
 BINS = 20
+
+
+def estimated_accuracy(reference: Frame, current: Frame, seed: int) -> tuple[float, Interval]:
+    """Accuracy of the champion on the reference, and on a window without reading its labels.
+
+    The mean of `expect` over the window, not below chance; its difference from the reference shrinks to nothing where it is
+    no larger than noise (James & Stein 1961), so a quiet window is expected to do as the reference did. On the reference
+    itself it is exact. The interval joins the bootstrap over both samples with half of the estimated change: that much an
+    estimate without labels may be off.
+
+    Without labelled reference samples, or without a window, the interval is 0…1 and the value what is known: the mean
+    confidence of the reference or its accuracy. A frame without classes gives 1 and 1: nothing is lost, nothing is known.
+    """
+    rows = np.flatnonzero(reference.labels >= 0)
+    if not reference.probabilities.shape[1]:
+        return 1.0, Interval(value=1.0, low=0.0, high=1.0)
+    if not len(rows) or not len(current):
+        known = reference.correct[rows] if len(rows) else reference.confidence
+        accuracy = float(known.mean()) if len(known) else 1.0
+        return accuracy, Interval(value=accuracy, low=0.0, high=1.0)
+    found = expect(reference.take(rows), current)
+    ours, theirs = np.sort(found.reference), np.sort(found.current)  # the bootstrap does not depend on the order of rows
+    change = max(float(theirs.mean()), min(found.chance, found.accuracy)) - float(ours.mean())
+    noise = float(ours.var() / len(ours) + theirs.var() / len(theirs))
+    change *= max(0.0, 1 - SHRINK * noise / max(change**2, 1e-12))
+    value = float(np.clip(found.accuracy + change, 0, 1))
+    rng = np.random.default_rng(seed)
+    spread = theirs[rng.integers(len(theirs), size=(DRAWS, len(theirs)))].mean(axis=1) - found.current.mean()
+    spread += found.accuracy - rng.binomial(len(rows), found.accuracy, DRAWS) / len(rows)
+    low, high = np.quantile(spread, [0.025, 0.975])
+    doubt = abs(change) / 2
+    below, above = float(np.hypot(low, doubt)), float(np.hypot(high, doubt))
+    return found.accuracy, Interval(value=value, low=max(0.0, value - below), high=min(1.0, value + above))
+
+
+def slices(reference: Frame, current: Frame) -> tuple[SliceDrift, ...]:
+    """Which parts of the window lose most: predicted classes and values of metadata, at most 12, largest loss first.
+
+    A slice needs `MIN_SLICE` samples in the window; its reference is the same slice there if it has as many, else all of it.
+    """
+    rows = np.flatnonzero(reference.labels >= 0)
+    if not len(rows) or not len(current) or not reference.probabilities.shape[1]:
+        return ()
+    reference = reference.take(rows)
+    found, hit = expect(reference, current), reference.correct
+    measured = []
+    for column, values in current.categorical.items():
+        usual = reference.categorical.get(column, np.array([], dtype=np.str_))
+        for value, samples in zip(*np.unique(values, return_counts=True), strict=True):
+            same = usual == value if len(usual) else np.zeros(len(hit), dtype=bool)
+            known = same if same.sum() >= MIN_SLICE else np.ones(len(hit), dtype=bool)
+            if samples >= MIN_SLICE:
+                change = float(found.current[values == value].mean() - found.reference[known].mean())
+                measured.append(_slice(column, str(value), int(samples), float(hit[known].mean()), change))
+    measured.sort(key=lambda s: (s.estimated_accuracy - s.reference_accuracy, s.column, s.value))
+    return tuple(measured[:MOST_SLICES])
+
+
+def _slice(column: str, value: str, samples: int, usual: float, change: float) -> SliceDrift:
+    estimate = float(np.clip(usual + change, 0, 1))
+    return SliceDrift(column=column, value=value, samples=samples, reference_accuracy=usual, estimated_accuracy=estimate)
 
 
 def class_shift(reference: Frame, current: Frame, seed: int) -> tuple[ClassShift, ...]:
@@ -53,8 +121,8 @@ def class_shift(reference: Frame, current: Frame, seed: int) -> tuple[ClassShift
     draws = int(np.clip(CELLS // count**2, 20, DRAWS))
     ours = _resampled(rng, len(rows), draws)  # (1 + B, N), the first draw is the sample itself
     theirs = _resampled(rng, len(current), draws)
-    noise = scores.var(axis=0).mean() / len(rows) + current.probabilities.var(axis=0).mean() / len(current)
-    shares = _unmixed(_confusions(ours, by_label, scores), theirs @ current.probabilities, prior, noise * count)
+    strength = noise_of(scores, current.probabilities)
+    shares = unmixed(confusions(ours, by_label, scores), theirs @ current.probabilities, prior, strength)
     low, high = np.quantile(shares[1:], [0.025, 0.975], axis=0)
     found = [
         ClassShift(
@@ -74,43 +142,6 @@ def _resampled(rng: np.random.Generator, size: int, draws: int) -> Floats:
     drawn = rng.integers(size, size=(draws, size)) + size * np.arange(draws)[:, None]
     counts = np.bincount(drawn.ravel(), minlength=draws * size).reshape(draws, size)
     return np.concatenate([np.ones((1, size)), counts]) / size
-
-
-def _confusions(weights: Floats, by_label: Floats, scores: Floats) -> Floats:
-    """Mean soft output (B, C, C) by draw, output and label; a label that a draw lacks is predicted rightly."""
-    count = scores.shape[1]
-    found = np.zeros((len(weights), count, count))
-    for label in range(count):
-        rows = by_label[:, label] > 0
-        mass = weights[:, rows].sum(axis=1, keepdims=True)
-        right = np.eye(count)[label]
-        found[:, :, label] = np.where(mass > 0, weights[:, rows] @ scores[rows] / np.where(mass > 0, mass, 1), right)
-    return found
-
-
-def _unmixed(confusions: Floats, outputs: Floats, prior: Floats, strength: float, steps: int = 300) -> Floats:
-    """Shares (B, C) that minimise ‖M w - t‖² + strength ‖w - prior‖² over the simplex, by accelerated projection."""
-    gram = confusions.transpose(0, 2, 1) @ confusions  # (B, C, C)
-    target = np.einsum("bij,bi->bj", confusions, outputs) + strength * prior
-    pace = 1 / (np.trace(gram, axis1=1, axis2=2)[:, None] + strength)  # trace ≥ largest eigenvalue
-    shares = np.broadcast_to(prior, target.shape).copy()
-    ahead, momentum = shares, 1.0
-    for _ in range(steps):
-        slope = (gram @ ahead[:, :, None])[:, :, 0] + strength * ahead - target
-        moved = _onto_simplex(ahead - pace * slope)
-        faster = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
-        ahead, shares, momentum = moved + (momentum - 1) / faster * (moved - shares), moved, faster
-    return shares
-
-
-def _onto_simplex(points: Floats) -> Floats:
-    """Nearest points (B, C) that are not negative and sum to 1 (Duchi et al., ICML 2008)."""
-    ordered = -np.sort(-points, axis=1)
-    excess = (np.cumsum(ordered, axis=1) - 1) / np.arange(1, points.shape[1] + 1)
-    last = (ordered > excess).sum(axis=1) - 1
-    nearest: Floats = np.maximum(points - excess[np.arange(len(points)), last][:, None], 0)
-    nearest /= nearest.sum(axis=1, keepdims=True)
-    return nearest
 
 
 def concept(reference: Frame, current: Frame, seed: int, permutations: int) -> float | None:
