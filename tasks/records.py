@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from everfresh.tasks.config import Rung, Trust
 from everfresh.tasks.errors import StoreError
@@ -338,6 +338,14 @@ class DriftReport(Record):
     """What happened, in a sentence that anybody can read."""
     files: dict[str, Part]
     """Reports and pictures by name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older(cls, values: Any) -> Any:
+        """Reports of before windows were remembered: what alarmed had moved, at once."""
+        if isinstance(values, dict):
+            values = {"moved": values.get("alarm", False), "exceeds": values.get("alarm", False), **values}
+        return values
 
 
 class Decision(Record):

@@ -17,10 +17,10 @@ from scipy.stats import binomtest
 
 from everfresh.tasks.config import DriftConfig, PipelineConfig
 from everfresh.tasks.drift import harm
-from everfresh.tasks.drift.words import sentence
 from everfresh.tasks.drift.frame import Frame, build
 from everfresh.tasks.drift.regimes import MIN_SAMPLES, closest, compare_all
 from everfresh.tasks.drift.shift import Shift, classifier_auc
+from everfresh.tasks.drift.words import sentence
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import ObjectMissing
 from everfresh.tasks.ledger import attempt_folder, find, settle
@@ -64,7 +64,9 @@ def detect(store: Store, config: PipelineConfig, tick: Tick) -> DriftReport:
     past = timeline(store, tick.seq)
     known = [(p.seq, p.release, p.exceeds, p.alarm) for p in past]
     key = digest_of("drift", 4, tick.view, reference.id, release.id, config.model.precision, config.drift, known)
-    report = find(store, f"drift/{key}/record.json", DriftReport) or _measure(store, config, tick, release, reference, past, key)
+    report = find(store, f"drift/{key}/record.json", DriftReport) or _measure(
+        store, config, tick, release, reference, past, key
+    )
     if not tick.request:
         points = (*past, point(report, tick))[-REMEMBERED:]
         settle(store, f"{TIMELINE}/{tick.seq:08d}.json", Timeline(points=points))
@@ -123,7 +125,7 @@ def _measure(
             **alarm(report.exceeds, tick.seq, past, release.id, config.drift),
         }
     )
-    report = report.model_copy(update={"words": sentence(report)})
+    report = report.model_copy(update={"words": sentence(report, tick.seq)})
     files = _explain(store, config, tick, report, past, nearest, current) if config.drift.report and report.tested else {}
     return settle(store, f"drift/{key}/record.json", report.model_copy(update={"files": files}))
 

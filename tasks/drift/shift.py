@@ -30,38 +30,31 @@ statistic, whose p-value comes from the same deals: it is valid whatever the app
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cholesky, eigh, solve_triangular
 from scipy.special import log_ndtr, ndtri
 from scipy.stats import mannwhitneyu, rankdata
 
 from everfresh.tasks.drift.frame import Floats, Frame
+from everfresh.tasks.drift.space import Single, Space, whitened
 from everfresh.tasks.records import ColumnDrift, FamilyDrift
 
 SINGLE = ("columns", "outputs", "components", "novelty")
 """Families of single columns."""
 QUANTILES = np.array([0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99])
 """Of the pooled rows, above which the window's rows are counted."""
-RIDGE = 1.0
-"""Added to the variance of each principal component, as a multiple of the mean one."""
 MOST_CLASSES = 64
 """Class probabilities that are tested: those that vary most over all rows."""
 MOST_CATEGORIES = 32
 """Of one column, that the discriminant over columns knows."""
-SMALL = 256
-"""Dimensions up to which principal axes are computed exactly."""
-FEATURES = 256
-"""Random Fourier features."""
 BLOCK = 20_000
 """Rows of the deals that are multiplied at once: bounds memory."""
 CELLS = 20_000_000
 """Cells of a column's features held at once."""
-
-Single = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -92,7 +85,7 @@ class Column:
 
     name: str
     family: str
-    values: NDArray[np.float64] | NDArray[np.str_]
+    values: NDArray[Any]
     """(N,), the reference's rows first; missing is NaN or ""."""
 
     @property
@@ -165,7 +158,7 @@ def statistics(
     """
     rng = np.random.default_rng(seed)
     deals = Deals(len(reference), len(current), permutations, rng)
-    space = _Space(np.concatenate([reference.embeddings, current.embeddings]), components)
+    space = Space(np.concatenate([reference.embeddings, current.embeddings]), components)
     columns = sorted(_columns(reference, current, space), key=lambda c: SINGLE.index(c.family))
     single = _statistics(columns, deals)
     of = np.array([SINGLE.index(c.family) for c in columns])
@@ -221,7 +214,7 @@ def _rank(deals: Floats, observed: Floats) -> Floats:
 # --- columns -------------------------------------------------------------------------------------------------------
 
 
-def _columns(reference: Frame, current: Frame, space: _Space) -> Iterator[Column]:
+def _columns(reference: Frame, current: Frame, space: Space) -> Iterator[Column]:
     """All single columns; one that a frame lacks is left out."""
 
     def pooled(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -253,15 +246,15 @@ def _statistics(columns: list[Column], deals: Deals) -> Floats:
     per = max(1, CELLS // max(1, deals.rows * len(QUANTILES)))
     for start in range(0, len(numerical), per):
         some = numerical[start : start + per]
-        features = _above_quantiles(np.stack([columns[i].values for i in some], axis=1))  # type: ignore[arg-type]
+        features = _above_quantiles(np.stack([columns[i].values for i in some], axis=1))
         sums = deals.sums(features.reshape(deals.rows, -1)) ** 2
         table[some] = sums.reshape(len(some), -1, len(deals.inside)).sum(axis=1)
     for i, column in enumerate(columns):
         if not column.numerical:
-            table[i] = (deals.sums(_indicators(column.values)) ** 2).sum(axis=0)  # type: ignore[arg-type]
+            table[i] = (deals.sums(_indicators(column.values)) ** 2).sum(axis=0)
     table = normal_scale(table)
     for i in numerical:
-        if not (known := np.isfinite(columns[i].values)).all():  # type: ignore[arg-type]
+        if not (known := np.isfinite(columns[i].values)).all():
             absent = deals.sums(_standardised(~known[:, None] * np.float32(1))) ** 2
             table[i] = np.maximum(table[i], normal_scale(absent)[0])
     return table
@@ -306,7 +299,7 @@ def _joint(columns: list[Column]) -> Single:
     parts = []
     for column in columns:
         if column.family in {"columns", "outputs"}:
-            part = _normal_scores(column.values) if column.numerical else _indicators(column.values)[:, :MOST_CATEGORIES]  # type: ignore[arg-type]
+            part = _normal_scores(column.values) if column.numerical else _indicators(column.values)[:, :MOST_CATEGORIES]
             parts.append(_standardised(part))
     found = np.concatenate(parts, axis=1) if parts else np.zeros((0, 0), np.float32)
     kept: Single = found[:, found.any(axis=0)]
@@ -373,62 +366,7 @@ def kolmogorov_smirnov(ours: Floats, theirs: Floats) -> float:
     return float(np.abs(gap).max())
 
 
-# --- the embedding as a whole --------------------------------------------------------------------------------------
-
-
-def whitened(centred: Single) -> Single:
-    """Features (N, D) of mean 0 with their covariance, to whose diagonal RIDGE times its mean is added, taken out."""
-    rows, width = centred.shape
-    covariance = centred.T @ centred / rows
-    ridge = RIDGE * float(np.trace(covariance)) / min(rows, width)
-    lower = cholesky(covariance + ridge * np.eye(width, dtype=np.float32), lower=True)
-    scaled: Single = solve_triangular(lower, centred.T, lower=True).T.astype(np.float32)
-    return scaled
-
-
-class _Space:
-    """The pooled embeddings: leading principal axes, and all of them whitened with a ridge.
-
-    Neither needs a full decomposition, which of 2,048 dimensions takes seconds.
-
-    Args:
-        pooled: embeddings (N, D); D may be 0.
-        components: leading axes, fewer where the rank is lower: beyond it is only rounding.
-    """
-
-    def __init__(self, pooled: Floats, components: int) -> None:
-        self.centred: Single = (pooled - pooled.mean(axis=0)).astype(np.float32) if pooled.size else np.zeros((0, 0), np.float32)
-        self.varies = bool(self.centred.size) and float(np.abs(self.centred).max()) > 1e-6 * (1 + float(np.abs(pooled).max()))
-        self.leading = self._leading(components) if self.varies and components else np.zeros((len(pooled), 0))  # (N, K)
-        self.whitened = whitened(self.centred) if self.varies else np.zeros((len(pooled), 0), np.float32)  # (N, D)
-
-    def _leading(self, components: int) -> Floats:
-        from sklearn.utils.extmath import randomized_svd
-
-        count, width = min(components, *self.centred.shape), self.centred.shape[1]
-        if width <= SMALL:
-            spread, vectors = eigh(self.centred.T @ self.centred, subset_by_index=[width - count, width - 1])
-            scores, spread = (self.centred @ vectors)[:, ::-1], np.sqrt(np.maximum(spread[::-1], 0))
-        else:
-            left, spread, _ = randomized_svd(self.centred, count, random_state=0)
-            scores = left * spread
-        kept: Floats = scores[:, spread > 1e-4 * spread[0]].astype(np.float64)
-        return kept
-
-    def novelty(self) -> Floats:
-        """(N,) squared distance from the pooled centre in whitened space."""
-        return (self.whitened.astype(np.float64) ** 2).sum(axis=1)
-
-    def fourier(self, rng: np.random.Generator) -> Single:
-        """(N, FEATURES) features whose inner products approach a Gaussian kernel of median bandwidth, centred."""
-        some = self.centred[np.sort(rng.choice(len(self.centred), min(len(self.centred), 400), replace=False))]
-        squares = (some**2).sum(axis=1)
-        apart = squares[:, None] + squares[None, :] - 2 * some @ some.T
-        median = float(np.median(apart[np.triu_indices(len(some), 1)])) if len(some) > 1 else 1.0
-        directions = rng.standard_normal((self.centred.shape[1], FEATURES // 2), dtype=np.float32)
-        phases = self.centred @ (directions / np.float32(np.sqrt(max(median, 1e-12))))
-        features: Single = np.concatenate([np.cos(phases), np.sin(phases)], axis=1)
-        return features - features.mean(axis=0)
+# --- all rows as a whole -------------------------------------------------------------------------------------------
 
 
 def classifier_auc(reference: Frame, current: Frame, seed: int, folds: int = 5) -> float | None:
@@ -436,7 +374,7 @@ def classifier_auc(reference: Frame, current: Frame, seed: int, folds: int = 5) 
 
     Fitted on four fifths of the rows, scored on the fifth, in turn; the whitening sees no side, so all rows serve it.
     """
-    space = _Space(np.concatenate([reference.embeddings, current.embeddings]), 0)
+    space = Space(np.concatenate([reference.embeddings, current.embeddings]), 0)
     x = space.whitened if space.varies else _joint(list(_columns(reference, current, space)))
     if not x.size:
         return None

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, ks_2samp
 
 from everfresh.tasks.config import DriftConfig
-from everfresh.tasks.drift import shift
+from everfresh.tasks.drift import shift, space
 from everfresh.tasks.drift.detect import agreement, unusual
 from everfresh.tasks.drift.frame import Frame, concatenate
 from everfresh.tasks.drift.regimes import MIN_SAMPLES, compare_all, mixture, same_season
@@ -222,10 +222,10 @@ def test_a_slice_that_only_one_side_has_is_left_out(side: int) -> None:
 @pytest.mark.parametrize("small", [0, 100])
 @pytest.mark.parametrize("shape", [(40, 6), (6, 40), (6, 6)])
 def test_the_components_are_the_principal_ones(shape: tuple[int, int], small: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shift, "SMALL", small)
+    monkeypatch.setattr(space, "SMALL", small)
     rows = np.random.default_rng(0).normal(size=shape) * np.arange(1, shape[1] + 1)
     left, spread, _ = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
-    found = shift._Space(rows, 3).leading
+    found = space.Space(rows, 3).leading
     np.testing.assert_allclose(np.abs(found), np.abs((left * spread)[:, :3]), atol=1e-3)
 
 
