@@ -7,7 +7,6 @@ was proven against: whoever moved meanwhile makes it fail, and the challenger is
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import uuid
@@ -260,10 +259,11 @@ def _settle_release(
 
 
 def _keep_first(store: Store, key: str, data: bytes) -> Part:
-    """The part under `key`: these bytes, or those of a run that was first and whose record may name them already."""
-    if not store.create(key, data):
-        data = store.get(key)
-    return Part(key=key, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    """The part under `key`: these bytes, or those of a run that was first and whose record may name them already.
+
+    Written again also where they stand: what a run that died has left must not look like debris any longer.
+    """
+    return store.keep(key, data if store.create(key, data) else store.get(key))
 
 
 def _reference(store: Store, release: str, bank: tuple[Banked, ...]) -> Reference:
