@@ -79,8 +79,6 @@ def publish(
         seq += 1
     if seq != evaluation.champion_move + 1:
         raise _moved(evaluation)
-    if seq == 1:
-        store.prove_create()
     release = _write_release(store, config, tick, candidate, evaluation, bank)
     head = moves.entry(evaluation.champion_move)
     move = AliasMove(
@@ -121,7 +119,6 @@ def adopt(store: Store, config: PipelineConfig, weights: str, window: Window) ->
             f"adopt: the pipeline {config.name} must have no champion yet, got v{head.version}. "
             "Use another name or store, or roll back to the version you want."
         )
-    store.prove_create()
     view = View(store, window.view)
     rows = view.rows("holdout", config.model.classes)
     if not len(rows):

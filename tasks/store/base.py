@@ -23,6 +23,9 @@ CHUNK = 1 << 20
 DAMAGED_TRIES = 3
 """Bytes that arrive damaged are sent so often before it is an error."""
 
+_proven: set[object] = set()
+"""Stores that have shown to this process that they create only what is absent."""
+
 
 @dataclass(frozen=True, slots=True)
 class Listed:
@@ -150,11 +153,13 @@ class Store(ABC):
         """Where a person finds the object."""
 
     def prove_create(self) -> None:
-        """Find out by trying whether the store keeps its one promise; nothing is left behind.
+        """Find out by trying, once a process, whether the store keeps its one promise; nothing is left behind.
 
         Raises:
             StoreError: it writes over an object that must be absent, does not give back what was written, or does not delete.
         """
+        if self.identity in _proven:
+            return
         key = f"probe-{uuid.uuid4().hex[:12]}"
         try:
             if not self.create(key, b"first") or self.create(key, b"second") or self.get(key) != b"first":
@@ -162,10 +167,19 @@ class Store(ABC):
                     f"store {self.url('')} must refuse to write over an object (If-None-Match: *), got an overwrite. "
                     "Use AWS S3 or a store that honours it: two runs could otherwise both make a champion."
                 )
-        finally:
-            self.delete(key)
+        except BaseException:
+            with suppress(StoreError):  # what went wrong first is what to tell
+                self.delete(key)
+            raise
+        self.delete(key)
         if self.exists(key):
             raise StoreError(f"store {self.url('')} must let objects be deleted, got one that stays. Allow s3:DeleteObject.")
+        _proven.add(self.identity)
+
+    @property
+    def identity(self) -> object:
+        """What two stores share that are the same place, spoken to in the same way."""
+        return self.url("")
 
     def prove_checksum(self, key: str) -> str:
         """Find out whether damage on the way in is refused; says how it is found.

@@ -106,7 +106,7 @@ class Faulty(FolderStore):
         return super().put_file(key, path)
 
 
-WRITES = 15
+WRITES = 17
 """Store writes of one publication; `test_a_release_record_is_written_last` holds it."""
 
 

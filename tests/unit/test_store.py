@@ -9,11 +9,13 @@ import os
 import stat
 import threading
 import traceback
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -482,6 +484,52 @@ def test_a_refusal_says_what_is_the_matter_and_what_to_do(
     assert isinstance(caught.value, AccessRefused) is final
 
 
+class _Tagged:
+    """An S3 client of a server whose ETags look like MD5s."""
+
+    def __init__(self, tag: Callable[[bytes], str], *, writable: bool = True) -> None:
+        self.tag, self.writable, self.objects = tag, writable, {"k": b"bytes"}
+
+    def put_object(self, **named: Any) -> dict[str, object]:
+        from botocore.exceptions import ClientError
+
+        if not self.writable:
+            raise ClientError({"Error": {"Code": "AccessDenied"}}, "PutObject")
+        self.objects[named["Key"]] = named["Body"]
+        return {"ETag": f'"{self.tag(named["Body"])}"'}
+
+    def get_object(self, **named: Any) -> dict[str, object]:
+        return {"ETag": '"00000000000000000000000000000000"', "Body": io.BytesIO(self.objects[named["Key"]])}
+
+    def delete_object(self, **named: Any) -> None:
+        del self.objects[named["Key"]]
+
+
+def md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("client", "taken"),
+    [
+        (_Tagged(lambda _: uuid.uuid4().hex), True),
+        (_Tagged(md5), False),
+        (_Tagged(lambda _: uuid.uuid4().hex, writable=False), False),
+    ],
+    ids=["ETags are no MD5", "ETags are MD5s", "nobody can tell"],
+)
+def test_bytes_that_do_not_fit_their_etag_are_taken_only_where_etags_are_no_md5(
+    monkeypatch: pytest.MonkeyPatch, client: _Tagged, *, taken: bool
+) -> None:
+    monkeypatch.setattr(s3, "client", lambda _: client)
+    if taken:
+        assert S3Store("bucket").get("k") == b"bytes"
+    else:
+        with pytest.raises(DigestMismatch, match=r"s3://bucket/k must have the MD5 that the store tells of it, got other"):
+            S3Store("bucket").get("k")
+    assert list(client.objects) == ["k"]
+
+
 # --- writes that never ended -----------------------------------------------------------------------------
 
 
@@ -586,6 +634,28 @@ def test_a_store_that_writes_over_objects_is_found_out(folder_store: FolderStore
     with pytest.raises(StoreError, match=r"must refuse to write over an object .* got an overwrite"):
         folder_store.prove_create()
     assert list(folder_store.list()) == []
+
+
+def test_a_store_without_the_right_to_delete_is_told_which_right_is_missing(
+    folder_store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_self: FolderStore, key: str) -> None:
+        raise AccessRefused(f"store: delete_object on {key} was refused (AccessDenied). Allow s3:DeleteObject.")
+
+    monkeypatch.setattr(FolderStore, "delete", refuse)
+    with pytest.raises(AccessRefused, match=r"delete_object on probe-\w+ was refused .* Allow s3:DeleteObject"):
+        folder_store.prove_create()
+    monkeypatch.setattr(FolderStore, "create", lambda self, key, data: self.put(key, data) or True)
+    with pytest.raises(StoreError, match="must refuse to write over an object"):  # the worse trouble
+        folder_store.prove_create()
+
+
+def test_a_promise_is_proven_once_a_process_and_store(folder_store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_store.prove_create()
+    monkeypatch.setattr(FolderStore, "create", None)
+    FolderStore(folder_store.root).prove_create()
+    with pytest.raises(TypeError):
+        folder_store.sub("other").prove_create()
 
 
 # --- what answers is no S3 server, or not this one -------------------------------------------------------
