@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from everfresh.tasks.config import BetterGate, ImageFolder, ParentFolder, PipelineConfig
-from everfresh.tasks.errors import AccessRefused, ConfigError, DataError, EverfreshError, ObjectMissing, SourceError
+from everfresh.tasks.errors import (
+    AccessRefused,
+    AccountRefused,
+    ConfigError,
+    DataError,
+    EverfreshError,
+    ObjectMissing,
+    SourceError,
+)
 from everfresh.tasks.images import examine
 from everfresh.tasks.ingest import Source, SourceFile, annotation_of
 from everfresh.tasks.labels import Annotation, Unusable
@@ -88,7 +96,7 @@ def _files(config: PipelineConfig, source: Source, files: list[SourceFile]) -> s
         except DataError as error:
             unusable.append(f"{file.key} {error}")
         except AccessRefused as error:
-            if isinstance(config.source, ImageFolder) and config.source.ordered:
+            if isinstance(error, AccountRefused) or (isinstance(config.source, ImageFolder) and config.source.ordered):
                 raise
             refused.append(f"{file.key}, {error}")
     if refused and len(refused) == len(looked_at):

@@ -28,9 +28,11 @@ from support.s3 import ACCESS_KEY, SECRET_KEY
 
 Fault = Literal[
     "reset",  # the connection is reset before the request is passed on
-    "500",  # these four are answered by the proxy; the server hears nothing
+    "500",  # these six are answered by the proxy; the server hears nothing
     "503",
     "429",
+    "400 expired",  # the credentials' time is over
+    "403 skewed",  # the clocks differ
     "200",  # an error under a status of success, as S3 words what befalls it late
     "upload cut",  # the server gets half of the body and then nobody is there
     "upload flipped",  # one byte of the body changes on its way to the server
@@ -50,6 +52,7 @@ Fault = Literal[
 Script = Callable[["Request"], Fault | None]
 
 REFUSALS = {"500": "InternalError", "503": "SlowDown", "429": "TooManyRequests", "200": "InternalError"}
+REFUSALS |= {"400 expired": "ExpiredToken", "403 skewed": "RequestTimeTooSkewed"}
 ERRORS = REFUSALS | {"late 500": "InternalError"}
 PIECE = 1 << 16
 """Bytes passed on at once."""

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from everfresh.tasks.config import S3Config
-from everfresh.tasks.errors import AccessRefused, ConfigError, DigestMismatch, ObjectMissing, StoreError
+from everfresh.tasks.errors import AccessRefused, AccountRefused, ConfigError, DigestMismatch, ObjectMissing, StoreError
 from everfresh.tasks.ledger import champion_moves
 from everfresh.tasks.records import Part
 from everfresh.tasks.store import FolderStore, OverlayStore, S3Store, Store, cache_folder, open_store, s3
@@ -405,6 +405,13 @@ def test_wrong_credentials_are_a_store_error_that_names_no_secret(s3_store: S3St
     wrong.close()
 
 
+def test_a_clock_that_is_an_hour_ahead_is_told_with_its_remedy(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda: datetime.now(UTC) + timedelta(hours=1))
+    for call in (lambda: s3_store.get("k"), lambda: s3_store.put("k", b"x"), lambda: list(s3_store.list())):
+        with pytest.raises(AccountRefused, match=r"RequestTimeTooSkewed\): the clocks differ .*\. Set this machine's clock"):
+            call()
+
+
 class _Scripted:
     """An S3 client whose put_object gives prepared answers; another writer's bytes stand there."""
 
@@ -455,33 +462,33 @@ def test_a_stream_that_breaks_off_is_a_store_error(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("code", "final", "words"),
+    ("code", "kind", "words"),
     [
-        ("AccessDenied", True, "no right to do this. Allow s3:GetObject"),
-        ("403", True, "no right to do this. Allow s3:GetObject"),
-        ("ExpiredToken", True, "have expired. Renew them"),
-        ("InvalidAccessKeyId", True, "not known there. Correct AWS_ACCESS_KEY_ID"),
-        ("SignatureDoesNotMatch", True, "not the right one. Correct AWS_ACCESS_KEY_ID"),
-        ("NoSuchBucket", True, "no such bucket. Create it, or correct the address"),
-        ("PermanentRedirect", True, "another region. Set s3.region"),
-        ("RequestTimeTooSkewed", True, r"clocks differ .*. Set this machine's clock"),
-        ("QuotaExceeded", True, "quota is used up. Free some"),
-        ("XMinioStorageFull", True, "no space left. Free some"),
-        ("507", True, "no space left. Free some"),
-        ("NotImplemented", True, "does not offer this. Update the store"),
-        ("SlowDown", False, "is busy. Wait, and run again"),
-        ("InternalError", False, "has failed. Wait, and run again"),
-        ("Strange", False, "no reason that is known here. Check the bucket"),
+        ("AccessDenied", AccessRefused, "no right to do this. Allow s3:GetObject"),
+        ("403", AccessRefused, "no right to do this. Allow s3:GetObject"),
+        ("ExpiredToken", AccountRefused, "have expired. Renew them"),
+        ("InvalidAccessKeyId", AccountRefused, "not known there. Correct AWS_ACCESS_KEY_ID"),
+        ("SignatureDoesNotMatch", AccountRefused, "not the right one. Correct AWS_ACCESS_KEY_ID"),
+        ("NoSuchBucket", AccountRefused, "no such bucket. Create it, or correct the address"),
+        ("PermanentRedirect", AccountRefused, "another region. Set s3.region"),
+        ("RequestTimeTooSkewed", AccountRefused, r"clocks differ .*. Set this machine's clock"),
+        ("QuotaExceeded", AccessRefused, "quota is used up. Free some"),
+        ("XMinioStorageFull", AccessRefused, "no space left. Free some"),
+        ("507", AccessRefused, "no space left. Free some"),
+        ("NotImplemented", AccessRefused, "does not offer this. Update the store"),
+        ("SlowDown", StoreError, "is busy. Wait, and run again"),
+        ("InternalError", StoreError, "has failed. Wait, and run again"),
+        ("Strange", StoreError, "no reason that is known here. Check the bucket"),
     ],
 )
 def test_a_refusal_says_what_is_the_matter_and_what_to_do(
-    code: str, words: str, monkeypatch: pytest.MonkeyPatch, *, final: bool
+    code: str, kind: type[StoreError], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = _Scripted(code)
     monkeypatch.setattr(s3, "client", lambda _: client)
     with pytest.raises(StoreError, match=rf"put_object on s3://bucket/k was refused \({code}\): .*{words}") as caught:
         S3Store("bucket").put("k", b"x")
-    assert isinstance(caught.value, AccessRefused) is final
+    assert type(caught.value) is kind
 
 
 class _Tagged:
