@@ -30,8 +30,8 @@ from everfresh.tasks.labels import Annotation, Unusable, name_in, read_table
 from everfresh.tasks.ledger import stream
 from everfresh.tasks.progress import bar
 from everfresh.tasks.records import Cursor, Split, StreamEntry, Window, digest_of
-from everfresh.tasks.store import FolderStore, Listed, Store, cache_folder, open_store
-from everfresh.tasks.store.base import CHUNK, clean
+from everfresh.tasks.store import FolderStore, Listed, Store, cache_folder, open_store, scratch
+from everfresh.tasks.store.base import CHUNK, clean, make_cache
 from everfresh.tasks.views import ViewWriter, split_of
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
     if len(waiting) < config.window.min_samples:
         return None
     annotations = source.annotations()
-    with tempfile.TemporaryDirectory(prefix="everfresh-") as folder, ViewWriter(Path(folder)) as writer:
+    with scratch() as folder, ViewWriter(folder) as writer:
         readable = (f for f in _ordered(waiting, config) if _take(writer, source, f, annotations, config))
         most = config.window.max_samples
         taken = list(bar(islice(readable, most), "ingest", total=min(most, len(waiting))))
@@ -105,7 +105,7 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
             seq=(head.seq if head else 0) + 1,
             view=window.view,
             previous=head.view if head else None,
-            cursor_after=_cursor(store, config, window.view, seen, source.listing if complete else "", Path(folder)),
+            cursor_after=_cursor(store, config, window.view, seen, source.listing if complete else "", folder),
             committed_at=store.now(),
         )
     if log_of_windows.append(entry.seq, entry):
@@ -127,7 +127,7 @@ def freeze(store: Store, config: PipelineConfig, folder: str) -> Window:
     source_config = ImageFolder(path=folder, labels=ParentFolder())
     config = config.model_copy(update={"source": source_config, "window": window})
     source = Source(config)
-    with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary, ViewWriter(Path(temporary)) as writer:
+    with scratch() as temporary, ViewWriter(temporary) as writer:
         for file in bar(list(source.files(set())), "reference"):
             _take(writer, source, file, {}, config)
         writer.part_crowds(partial(_split, config=config))
@@ -320,7 +320,7 @@ class Source:
             return store.root / item.key
         cached = cache_folder() / "sources" / digest_of(store.url(item.key), item.version)
         if not cached.exists():
-            cached.parent.mkdir(parents=True, exist_ok=True)
+            make_cache(cached.parent)
             with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
                 store.fetch(item.key, Path(folder) / "archive")
                 (Path(folder) / "archive").replace(cached)

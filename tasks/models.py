@@ -11,7 +11,6 @@ import hashlib
 import importlib
 import math
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +23,7 @@ from everfresh.tasks.config import ModelConfig, S3Config, is_path
 from everfresh.tasks.errors import ModelError, StoreError
 from everfresh.tasks.images import normalise, to_tensor
 from everfresh.tasks.records import ModelSpec, Part
-from everfresh.tasks.store import Store, file_digest, open_store
+from everfresh.tasks.store import Store, file_digest, open_store, scratch
 
 EMBED_BATCH = 64
 
@@ -228,11 +227,11 @@ def read_state(weights: str, s3: S3Config | None = None) -> dict[str, Tensor]:
     Raises:
         ModelError: missing, unreadable, holds code, or holds values that are not finite.
     """
-    with tempfile.TemporaryDirectory(prefix="everfresh-") as folder:
+    with scratch() as folder:
         path = Path(weights)
         if "://" in weights:
             prefix, _, name = weights.rpartition("/")
-            path = Path(folder) / name
+            path = folder / name
             try:
                 open_store(prefix, s3).fetch(name, path)
             except StoreError as error:

@@ -8,10 +8,8 @@ was proven against: whoever moved meanwhile makes it fail, and the challenger is
 from __future__ import annotations
 
 import json
-import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
@@ -38,7 +36,7 @@ from everfresh.tasks.records import (
     Window,
     digest_of,
 )
-from everfresh.tasks.store import Store, file_digest
+from everfresh.tasks.store import Store, file_digest, scratch
 from everfresh.tasks.views import View
 
 
@@ -127,8 +125,8 @@ def adopt(store: Store, config: PipelineConfig, weights: str, window: Window) ->
             f"labels {sorted(window.classes | window.pending)[:10]}. Use one folder a class."
         )
     module, spec = models.adopt(config.model, weights, config.s3)
-    with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary:
-        path = Path(temporary) / "model.safetensors"
+    with scratch() as temporary:
+        path = temporary / "model.safetensors"
         models.save(module, path)
         key = digest_of("adopted", models.encoder_digest(module, spec, "fp32"), file_digest(path), window.view, spec)
         part = store.keep_file(f"releases/{key}/model.safetensors", path)

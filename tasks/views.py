@@ -106,9 +106,9 @@ class ViewWriter:
 
     def _close(self) -> None:
         if self._file is not None:
-            self._file.write(b"\0" * tarfile.BLOCKSIZE * 2)
-            self._file.close()
-            self._file = None
+            with self._file as file:  # it is closed also where the disk takes no more
+                self._file = None
+                file.write(b"\0" * tarfile.BLOCKSIZE * 2)
 
     def part_crowds(self, split: Callable[[str], Split]) -> int:
         """Make each sample of an overlarge group a group of its own, by its bytes; returns how many that concerns.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory, gettempdir
 from typing import BinaryIO, TypeVar
 
 from everfresh.tasks.errors import DigestMismatch, StoreError
@@ -20,6 +22,8 @@ from everfresh.tasks.records import Part
 T = TypeVar("T")
 CHUNK = 1 << 20
 """Bytes that are read at once."""
+FULL = {errno.ENOSPC, errno.EDQUOT}
+"""What a disk answers that takes no more."""
 DAMAGED_TRIES = 3
 """Bytes that arrive damaged are sent so often before it is an error."""
 
@@ -275,6 +279,25 @@ def make_cache(folder: Path) -> None:
         raise StoreError(
             f"store: copies of what is read must have a folder that can be written, got {folder} ({error.strerror or error}). "
             "Set EVERFRESH_CACHE to one."
+        ) from error
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder, gone at the end of the block.
+
+    Raises:
+        StoreError: the disk that it stands on is full, or it cannot be made.
+    """
+    try:
+        with TemporaryDirectory(prefix="everfresh-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise StoreError(
+            f"temporary files must have room, got none in {gettempdir()} ({error.strerror}). Free some there, or set TMPDIR to "
+            "a folder on another disk; then run again: it goes on where it was."
         ) from error
 
 

@@ -254,7 +254,7 @@ class S3Store(Store):
         except OSError as error:
             raise StoreError(
                 f"store: {self.url(key)} cannot be written to {target.parent} ({error.strerror or error}). "
-                "Make room there, or set EVERFRESH_CACHE to a disk that has some."
+                "Make room there, or set EVERFRESH_CACHE, or TMPDIR, to a disk that has some."
             ) from error
 
     def _whole(self, data: bytes) -> dict[str, str]:

@@ -26,7 +26,7 @@ from everfresh.tasks.images import examine
 from everfresh.tasks.ingest import ingest
 from everfresh.tasks.ledger import stream
 from everfresh.tasks.store import FolderStore, S3Store, Store, s3
-from everfresh.tasks.views import View
+from everfresh.tasks.views import View, ViewWriter
 
 # --- what a window is made of ----------------------------------------------------------------------------
 
@@ -535,3 +535,19 @@ def test_what_is_refused_to_all_is_told_as_such_and_not_of_each_file(
         s3.client(config.s3).close()
         assert (stream(folder_store).last(), "waits until" in caplog.text) == (None, False)
         assert len(taken(folder_store, ingest(folder_store, direct))) == 6
+
+
+def test_a_full_disk_of_temporary_files_is_told_with_its_remedy(
+    folder_store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "in", pictures("cat/a.png"))
+
+    def full(writer: ViewWriter) -> Any:
+        writer._file = Path("/dev/full").open("wb")  # noqa: SIM115 - the writer closes it
+        return writer._file
+
+    monkeypatch.setattr(ViewWriter, "_next_shard", full)
+    words = rf"must have room, got none in {tempfile.gettempdir()} \(No space left on device\)\. Free some there, or set TMPDIR"
+    with pytest.raises(StoreError, match=words):
+        ingest(folder_store, pipeline(tmp_path / "in"))
+    assert list(folder_store.list()) == []

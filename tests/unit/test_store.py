@@ -387,6 +387,36 @@ def test_a_disk_that_takes_no_more_is_a_sentence_and_the_old_object_stays(
     assert (folder_store.get("k"), [p.name for p in folder_store.root.iterdir()]) == (b"old", ["k"])
 
 
+@pytest.mark.parametrize("place", ["mkdir", "write"])
+@pytest.mark.parametrize("operation", ["put", "create", "put_file"])
+def test_a_disk_that_is_full_before_the_end_is_a_sentence_and_leaves_nothing(
+    folder_store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, place: str
+) -> None:
+    (tmp_path / "new").write_bytes(b"new")
+    real = Path.open
+
+    def full(path: Path, mode: str = "r", *more: Any, **named: Any) -> Any:
+        real(path, mode, *more, **named).close()
+        return open("/dev/full", "wb") if "x" in mode else real(path, mode, *more, **named)  # noqa: PTH123
+
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open" if place == "write" else "mkdir", full if place == "write" else refuse)
+        with pytest.raises(StoreError, match=r"store: cannot write .*/a/k \(No space left on device\)\. Check that"):
+            getattr(folder_store, operation)("a/k", tmp_path / "new" if operation == "put_file" else b"new")
+    assert [path for path in folder_store.root.rglob("*") if path.is_file()] == []
+
+
+def test_a_full_cache_is_told_with_its_remedy_and_holds_nothing(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = s3_store.keep("k", b"x")
+    monkeypatch.setattr("s3transfer.utils.OSUtils.open", lambda _self, _name, mode: open("/dev/full", mode, buffering=0))  # noqa: PTH123, SIM115
+    with pytest.raises(StoreError, match=r"cannot be written to .*\(No space left on device\)\. Make room .* EVERFRESH_CACHE"):
+        s3_store.local(part)
+    assert [path for path in cache_folder().rglob("*") if path.is_file()] == []
+
+
 @pytest.mark.parametrize("operation", ["get", "list"])
 def test_a_missing_bucket_is_a_store_error(s3_endpoint: str, operation: str) -> None:
     with pytest.raises(StoreError, match="no-such-bucket") as caught:
