@@ -153,10 +153,10 @@ class ViewWriter:
         if (known := find(store, f"windows/{view}/window.json", Window)) is not None:
             return known
         for row in self.rejected:
-            store.put_file(f"quarantine/{view}/{row['sha256']}", row.pop("path"))
+            store.keep_file(f"quarantine/{view}/{row['sha256']}", row.pop("path"))
         if self.rejected:
             lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in self.rejected)
-            store.put(f"quarantine/{view}/quarantine.jsonl", lines.encode())
+            store.keep(f"quarantine/{view}/quarantine.jsonl", lines.encode())
         manifest = self.folder / "manifest.parquet"
         pq.write_table(_table(self.samples), manifest)
         labels = Counter(s.label for s in self.samples if s.label is not None)

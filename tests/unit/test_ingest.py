@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 import threading
@@ -21,7 +22,7 @@ from support.windows import CLASSES, pictures, pipeline, quarantined, taken
 
 from everfresh.tasks import ingest as module
 from everfresh.tasks.config import PipelineConfig, S3Config
-from everfresh.tasks.errors import AccessRefused, AccountRefused, SourceError, StoreError
+from everfresh.tasks.errors import AccessRefused, AccountRefused, DigestMismatch, SourceError, StoreError
 from everfresh.tasks.images import examine
 from everfresh.tasks.ingest import ingest
 from everfresh.tasks.ledger import stream
@@ -551,3 +552,19 @@ def test_a_full_disk_of_temporary_files_is_told_with_its_remedy(
     with pytest.raises(StoreError, match=words):
         ingest(folder_store, pipeline(tmp_path / "in"))
     assert list(folder_store.list()) == []
+
+
+def test_bytes_in_quarantine_are_proven_as_others_are(
+    folder_store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "in", {"cat/bad.png": b"no picture"})
+    replace = FolderStore._replace
+
+    def lossy(store: FolderStore, key: str, content: Any) -> None:
+        data = content.read()
+        replace(store, key, io.BytesIO(data[:-1] if key.startswith("quarantine/") else data))
+
+    monkeypatch.setattr(FolderStore, "_replace", lossy)
+    with pytest.raises(DigestMismatch, match="quarantine/"):
+        ingest(folder_store, pipeline(tmp_path / "in"))
+    assert stream(folder_store).last() is None

@@ -387,6 +387,22 @@ def test_a_disk_that_takes_no_more_is_a_sentence_and_the_old_object_stays(
     assert (folder_store.get("k"), [p.name for p in folder_store.root.iterdir()]) == (b"old", ["k"])
 
 
+@pytest.mark.parametrize("operation", ["put", "create"])
+def test_folders_above_a_new_object_are_synced_too(
+    folder_store: FolderStore, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    sync, synced = os.fsync, set()
+
+    def noted(handle: int) -> None:
+        synced.add(Path(f"/proc/self/fd/{handle}").readlink())
+        sync(handle)
+
+    monkeypatch.setattr("os.fsync", noted)
+    getattr(folder_store, operation)("a/b/k", b"x")
+    root = folder_store.root
+    assert {root.parent, root, root / "a", root / "a/b"} <= synced
+
+
 @pytest.mark.parametrize("place", ["mkdir", "write"])
 @pytest.mark.parametrize("operation", ["put", "create", "put_file"])
 def test_a_disk_that_is_full_before_the_end_is_a_sentence_and_leaves_nothing(
