@@ -91,6 +91,20 @@ def test_a_tick_and_a_person_at_once_leave_one_history_of_proven_moves(address: 
             assert (proof.champion_move, before.pinned) == (before.seq, False)
 
 
+def test_two_ticks_at_once_make_one_window_and_one_champion(address: str, tmp_path: Path) -> None:
+    second_window(tmp_path / "one")
+    shutil.copytree(tmp_path / "one/inbox", tmp_path / "two/inbox")
+    store = open_store(address)
+    copy(FolderStore(tmp_path / "one/store"), store)
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(in_child, tick, tmp_path / name, address, aws()) for name in ("one", "two")]
+        assert [one.result() for one in both] == [0, 0]
+    assert [entry.seq for entry in stream(store)] == [1, 2]
+    moves = list(champion_moves(store))
+    assert [(m.kind, m.version) for m in moves] == [("publish", 1), ("publish", 2)]
+    check_release(store, moves[-1])
+
+
 @pytest.mark.parametrize("at", [6, 14, 22])
 def test_a_rerun_loses_nothing_to_a_sweep_of_its_old_debris(tmp_path: Path, at: int) -> None:
     store, _ = second_window(tmp_path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -76,6 +78,48 @@ def test_what_was_never_finished_goes_and_what_stands_under_its_key_stays(store:
     (found,) = sweep(store, NOW)
     assert isinstance(found, Unfinished)
     assert [[item.key for item in store.list()], list(store.unfinished())] == [["journal.json"], []]
+
+
+UPLOADING = """
+import os, sys
+from pathlib import Path
+from everfresh.tasks.store import open_store, s3
+from everfresh.tasks.config import S3Config
+
+sent = []
+
+def dies(**_):
+    sent.append(1)
+    if len(sent) == 3:
+        os._exit(42)
+
+store = open_store(sys.argv[1])
+s3.client(S3Config()).meta.events.register("before-send.s3.UploadPart", dies)
+store.put_file("candidates/k/attempts/a/model.safetensors", Path(sys.argv[2]))
+"""
+
+
+def test_of_a_process_that_dies_between_the_parts_of_a_file_nothing_is_left(s3_store: S3Store, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(bytes(40 << 20))
+    command = [sys.executable, "-c", UPLOADING, s3_store.url(""), str(tmp_path / "large")]
+    assert subprocess.run(command, check=False).returncode == 42
+    assert list(s3_store.list()) == []
+    (found,) = sweep(s3_store, NOW)
+    assert (found.key, isinstance(found, Unfinished)) == ("candidates/k/attempts/a/model.safetensors", True)
+    assert [*s3_store.list(), *s3_store.unfinished()] == []
+
+
+def test_where_nothing_may_be_deleted_a_sweep_says_which_right_is_missing(
+    folder_store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_self: FolderStore, key: str) -> None:
+        raise AccessRefused(f"store: delete_object on {key} was refused (AccessDenied). Allow s3:DeleteObject.")
+
+    folder_store.put("releases/half/model.safetensors", b"x")
+    monkeypatch.setattr(FolderStore, "delete", refused)
+    with pytest.raises(AccessRefused, match=r"releases/half/model\.safetensors was refused .* Allow s3:DeleteObject"):
+        sweep(folder_store, NOW)
+    assert folder_store.exists("releases/half/model.safetensors")
 
 
 def test_without_the_right_to_look_for_unfinished_writes_the_rest_is_swept(
