@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from everfresh.tasks.config import BetterGate, ImageFolder, ParentFolder, PipelineConfig
-from everfresh.tasks.errors import AccessRefused, ConfigError, DataError, EverfreshError, ObjectMissing, SourceError
+from everfresh.tasks.errors import (
+    AccessRefused,
+    AccountRefused,
+    ConfigError,
+    DataError,
+    EverfreshError,
+    ObjectMissing,
+    SourceError,
+)
 from everfresh.tasks.images import examine
 from everfresh.tasks.ingest import Source, SourceFile, annotation_of
 from everfresh.tasks.labels import Annotation, Unusable
@@ -20,6 +28,8 @@ from everfresh.tasks.store.prove import proofs
 
 LOOKED_AT = 20
 """Files of the source that are read and decoded."""
+AFTER_WRITE = {"read", "race", "bytes", "clock"}
+"""Promises of the store that rest on writing."""
 USER = re.compile(r"^(\w+://)?.*@", re.DOTALL)
 """What stands before the host in an address: a user, perhaps with a password."""
 
@@ -52,28 +62,40 @@ def _tried(name: str, attempt: Callable[[], str]) -> Checked:
         return Checked(name, True, attempt())
     except EverfreshError as error:
         return Checked(name, False, str(error))
+    except Exception as error:  # a bug, or one in somebody's code: the other lines are told all the same
+        if os.environ.get("EVERFRESH_DEBUG"):
+            raise
+        words = " ".join(str(error).split()) or "no more is known"
+        return Checked(name, False, f"{type(error).__name__}: {words}. `everfresh --debug check` shows where this comes from.")
 
 
 def _store(config: PipelineConfig) -> Iterator[Checked]:
-    """A line for each promise of the store; where it cannot be reached or written, the rest would say the same."""
-    needed = {"reach", "write"}
+    """A line for each promise of the store; where it cannot be reached or written, the rest would say the same.
+
+    What was begun there is removed all the same.
+    """
+    useless: set[str] = set()
     for name, attempt in proofs(pipeline_store(config)):
+        if name in useless:
+            continue
         line = _tried(f"store {name}", attempt)
         yield line
-        if name in needed and not line.passed:
-            return
+        if not line.passed:
+            useless |= {"reach": {"write", *AFTER_WRITE, "delete"}, "write": AFTER_WRITE}.get(name, set())
 
 
 def _source(config: PipelineConfig) -> Iterator[Checked]:
     """What the source holds and how it is labelled; where it cannot be listed, both would say the same."""
-    try:
+    found: list[tuple[Source, list[SourceFile]]] = []
+
+    def listed() -> str:
         source = Source(config)
-        files = list(source.files(set()))
-    except EverfreshError as error:
-        yield Checked("source", False, str(error))
-        return
-    yield _tried("source", lambda: _files(config, source, files))
-    yield _tried("classes", lambda: _classes(config, source, files))
+        found.append((source, list(source.files(set()))))
+        return _files(config, *found[0])
+
+    yield _tried("source", listed)
+    if found:
+        yield _tried("classes", lambda: _classes(config, *found[0]))
 
 
 def _files(config: PipelineConfig, source: Source, files: list[SourceFile]) -> str:
@@ -88,7 +110,7 @@ def _files(config: PipelineConfig, source: Source, files: list[SourceFile]) -> s
         except DataError as error:
             unusable.append(f"{file.key} {error}")
         except AccessRefused as error:
-            if isinstance(config.source, ImageFolder) and config.source.ordered:
+            if isinstance(error, AccountRefused) or (isinstance(config.source, ImageFolder) and config.source.ordered):
                 raise
             refused.append(f"{file.key}, {error}")
     if refused and len(refused) == len(looked_at):
@@ -162,6 +184,15 @@ def _gates(config: PipelineConfig) -> str:
 
 
 def _prefect(_config: PipelineConfig) -> str:
+    return prefect_api()
+
+
+def prefect_api() -> str:
+    """Whether the Prefect API can be reached.
+
+    Raises:
+        EverfreshError: it cannot.
+    """
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         home = os.environ.get("PREFECT_HOME", str(Path("~/.prefect").expanduser()))

@@ -429,9 +429,20 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("EVERFRESH_DEBUG"):
             raise
-        words = " ".join(str(error).split()) or "no more is known"
-        sys.stderr.write(
-            f"everfresh: {type(error).__name__}: {words}. What was done is kept and the same command goes on where it was; "
-            "with `everfresh --debug` before the command it shows where this comes from.\n"
-        )
+        sys.stderr.write(f"everfresh: {_cause(error)}\n")
         raise SystemExit(FAILED) from None
+
+
+def _cause(error: Exception) -> str:
+    """What an error that nobody foresaw may come from: a Prefect server that is gone shows in many ways."""
+    from everfresh.flows.check import prefect_api
+
+    try:
+        prefect_api()
+    except EverfreshError as gone:
+        return str(gone)
+    words = " ".join(str(error).split()) or "no more is known"
+    return (
+        f"{type(error).__name__}: {words}. What was done is kept and the same command goes on where it was; "
+        "with `everfresh --debug` before the command it shows where this comes from."
+    )

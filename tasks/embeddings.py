@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +20,7 @@ from torch import Tensor, nn
 from everfresh.tasks import models
 from everfresh.tasks.progress import bar
 from everfresh.tasks.records import ModelSpec, Part, digest_of
-from everfresh.tasks.store import Store, file_digest
+from everfresh.tasks.store import Store, file_digest, scratch
 from everfresh.tasks.views import View
 
 log = logging.getLogger(__name__)
@@ -97,7 +95,7 @@ class Embedder:
 
         width = made.shape[1]
         flat = pa.FixedSizeListArray.from_arrays(pa.array(made.numpy().reshape(-1)), width)
-        with tempfile.TemporaryDirectory(prefix="everfresh-") as folder:
-            path = Path(folder) / "embeddings.parquet"
+        with scratch() as folder:
+            path = folder / "embeddings.parquet"
             pq.write_table(pa.table({"row": pa.array(rows, pa.int64()), "embedding": flat}), path)
             self.store.put_file(f"{self._prefix(view)}/{digest_of(rows)}-{file_digest(path)}.parquet", path)

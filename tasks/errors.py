@@ -7,6 +7,7 @@
     ├── StoreError        the store cannot be reached or breaks a promise
     │   ├── ObjectMissing     a key that a record names is not there
     │   ├── AccessRefused     this object, or all, may not be read or written
+    │   │   └── AccountRefused    none may, with these credentials, this clock or this bucket
     │   └── DigestMismatch    bytes are not what their record says
     ├── SourceError       the source cannot be listed or read
     ├── ModelError        architecture, weights or classes do not fit
@@ -38,6 +39,10 @@ class ObjectMissing(StoreError):
 
 class AccessRefused(StoreError):
     """The store answers, but not for this object: it may not be read or written."""
+
+
+class AccountRefused(AccessRefused):
+    """The store refuses whatever is asked: other objects would fare no better."""
 
 
 class DigestMismatch(StoreError):

@@ -7,10 +7,8 @@ verdict is recorded with its numbers, passed or not. Gates compare in fp32, the 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,7 +34,7 @@ from everfresh.tasks.records import (
     Verdict,
     digest_of,
 )
-from everfresh.tasks.store import Store
+from everfresh.tasks.store import Store, scratch
 from everfresh.tasks.trust import judge_labels, suspicion
 from everfresh.tasks.views import View, seeded_choice
 
@@ -245,7 +243,7 @@ def _in_order(scores: Tensor, have: Sequence[str], want: Sequence[str]) -> Tenso
 
 
 def _pictures(store: Store, folder: str, here: Comparison, classes: Sequence[str]) -> dict[str, Part]:
-    with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary:
-        path = Path(temporary) / "confusion.png"
+    with scratch() as temporary:
+        path = temporary / "confusion.png"
         confusion_picture(here.champion.confusion if here.champion else None, here.challenger.confusion, classes, path)
         return {"confusion.png": store.keep_file(f"{attempt_folder(folder)}/confusion.png", path)}

@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import math
-import tempfile
 import time
 import warnings
 from collections.abc import Sequence
@@ -37,7 +36,7 @@ from everfresh.tasks.images import normalise, to_tensor
 from everfresh.tasks.ledger import attempt_folder, find, settle
 from everfresh.tasks.progress import bar
 from everfresh.tasks.records import Candidate, Cost, ModelSpec, Part, Release, Split, Tick, digest_of
-from everfresh.tasks.store import Store, file_digest
+from everfresh.tasks.store import Store, file_digest, scratch
 from everfresh.tasks.views import View, seeded_choice
 
 log = logging.getLogger(__name__)
@@ -132,8 +131,8 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         kept_accuracy = _pooled([trainer.hits(kept)]) if len(kept) else None
         module = trainer.module
     seconds = time.monotonic() - begun
-    with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary:
-        path = Path(temporary) / "model.safetensors"
+    with scratch() as temporary:
+        path = temporary / "model.safetensors"
         models.save(module, path)
         weights = store.keep_file(f"{attempt}/model.safetensors", path)
     candidate = Candidate(
@@ -331,7 +330,7 @@ class _Trainer:
         done = self._resume()
         if done:
             log.info("resumed after epoch %d of %d", done, self.config.epochs)
-        with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary:
+        with scratch() as temporary:
             writer = SummaryWriter(temporary)
             for epoch in bar(range(done, self.config.epochs), "train"):
                 loss, accuracy = self._epoch(pictures, epoch)
@@ -341,7 +340,7 @@ class _Trainer:
                 if (epoch + 1) % self.config.checkpoint_every == 0 and epoch + 1 < self.config.epochs:
                     self._checkpoint(epoch + 1)
             writer.close()
-            events = sorted(Path(temporary).iterdir())
+            events = sorted(temporary.iterdir())
             return {f"tensorboard/{p.name}": self.store.keep_file(f"{self.attempt}/tensorboard/{p.name}", p) for p in events}
 
     def _epoch(self, pictures: _Pictures, epoch: int) -> tuple[float, float]:
@@ -408,8 +407,8 @@ class _Trainer:
         tensors = {f"model.{name}": t for name, t in self.module.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": t for name, t in state.items()}
-        with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary:
-            path = Path(temporary) / "checkpoint"
+        with scratch() as temporary:
+            path = temporary / "checkpoint"
             save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, path, {"epoch": str(epoch)})
             self.store.put_file(f"{self.attempt}/checkpoint-{epoch:05d}-{file_digest(path)}.safetensors", path)
 
@@ -417,8 +416,8 @@ class _Trainer:
         """Load the newest readable checkpoint of any attempt at this candidate; returns the epochs it has done."""
         found = [i.key for i in self.store.list(f"{self.folder}/attempts") if "/checkpoint-" in i.key]
         for key in sorted(found, key=lambda k: k.rpartition("/")[2], reverse=True):
-            with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary:
-                path = Path(temporary) / "checkpoint"
+            with scratch() as temporary:
+                path = temporary / "checkpoint"
                 try:
                     self.store.fetch(key, path)
                     if f"-{file_digest(path)}." not in key:

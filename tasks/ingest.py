@@ -20,17 +20,18 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from everfresh.tasks.config import ImageFolder, ParentFolder, PipelineConfig, Sidecar, TarShards
-from everfresh.tasks.errors import AccessRefused, DataError, ObjectMissing, SourceError, StoreError
+from everfresh.tasks.errors import AccessRefused, AccountRefused, DataError, ObjectMissing, SourceError, StoreError
 from everfresh.tasks.images import SUFFIXES, examine
 from everfresh.tasks.labels import Annotation, Unusable, name_in, read_table
 from everfresh.tasks.ledger import stream
 from everfresh.tasks.progress import bar
 from everfresh.tasks.records import Cursor, Split, StreamEntry, Window, digest_of
-from everfresh.tasks.store import FolderStore, Listed, Store, cache_folder, open_store
-from everfresh.tasks.store.base import CHUNK, clean
+from everfresh.tasks.store import FolderStore, Listed, Store, cache_folder, open_store, scratch
+from everfresh.tasks.store.base import CHUNK, clean, make_cache
 from everfresh.tasks.views import ViewWriter, split_of
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
     """Turn what is new in the source into the next window.
 
     Returns:
-        The stream entry of the new window, or None if fewer than ``window.min_samples`` new files wait.
+        The stream entry of the new window, or None if fewer than ``window.min_samples`` new files can be read.
 
     Raises:
         SourceError: the source, its label table or all of what is new cannot be read.
@@ -76,15 +77,18 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
     waiting = [f for f in source.files(seen) if (f.key, f.version) not in seen]
     if len(waiting) < config.window.min_samples:
         return None
-    taken = _ordered(waiting, config)[: config.window.max_samples]
     annotations = source.annotations()
-    with tempfile.TemporaryDirectory(prefix="everfresh-") as folder, ViewWriter(Path(folder)) as writer:
-        wanted, taken = taken, [f for f in bar(taken, "ingest") if _take(writer, source, f, annotations, config)]
+    with scratch() as folder, ViewWriter(folder) as writer:
+        readable = (f for f in _ordered(waiting, config) if _take(writer, source, f, annotations, config))
+        most = config.window.max_samples
+        taken = list(bar(islice(readable, most), "ingest", total=min(most, len(waiting))))
         if not taken:
             raise SourceError(
-                f"source: new files must be readable, got {len(wanted)} of which none is, {wanted[0].key} among them. "
+                f"source: new files must be readable, got {len(waiting)} of which none is, {waiting[0].key} among them. "
                 "Grant the right to read them, or remove them."
             )
+        if len(taken) < config.window.min_samples:
+            return None
         if isinstance(config.source.labels, Sidecar) and not any(f.key in annotations for f in taken):
             log.warning(
                 "none of %d new files has a row in %s: %r has none; the first row is for %r. Keys are relative to the source",
@@ -101,7 +105,7 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
             seq=(head.seq if head else 0) + 1,
             view=window.view,
             previous=head.view if head else None,
-            cursor_after=_cursor(store, config, window.view, seen, source.listing if complete else "", Path(folder)),
+            cursor_after=_cursor(store, config, window.view, seen, source.listing if complete else "", folder),
             committed_at=store.now(),
         )
     if log_of_windows.append(entry.seq, entry):
@@ -123,7 +127,7 @@ def freeze(store: Store, config: PipelineConfig, folder: str) -> Window:
     source_config = ImageFolder(path=folder, labels=ParentFolder())
     config = config.model_copy(update={"source": source_config, "window": window})
     source = Source(config)
-    with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary, ViewWriter(Path(temporary)) as writer:
+    with scratch() as temporary, ViewWriter(temporary) as writer:
         for file in bar(list(source.files(set())), "reference"):
             _take(writer, source, file, {}, config)
         writer.part_crowds(partial(_split, config=config))
@@ -143,8 +147,8 @@ def _take(
         writer.reject(file.key, str(error), b"")
         return True
     except AccessRefused as error:
-        if isinstance(config.source, ImageFolder) and config.source.ordered:
-            raise  # later keys would leave it behind for good
+        if isinstance(error, AccountRefused) or (isinstance(config.source, ImageFolder) and config.source.ordered):
+            raise  # the others fare no better, or later keys would leave it behind for good
         log.warning("%s waits until it can be read: %s", file.key, error)
         return False
     try:
@@ -316,7 +320,7 @@ class Source:
             return store.root / item.key
         cached = cache_folder() / "sources" / digest_of(store.url(item.key), item.version)
         if not cached.exists():
-            cached.parent.mkdir(parents=True, exist_ok=True)
+            make_cache(cached.parent)
             with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
                 store.fetch(item.key, Path(folder) / "archive")
                 (Path(folder) / "archive").replace(cached)

@@ -53,7 +53,12 @@ class Log(Generic[R]):
         return self.entry(self.last_seq())
 
     def append(self, seq: int, record: R) -> bool:
-        """Create entry `seq`; False if another one has that number."""
+        """Create entry `seq`; False if another one has that number.
+
+        Raises:
+            StoreError: the store would write over an entry, so that two could have that number.
+        """
+        self.store.prove_create()
         won = self.store.create(self._key(seq), record.to_bytes())
         if won:
             with suppress(StoreError):  # it is only a hint: the entry stands, and a retry would make another

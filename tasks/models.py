@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import math
-import tempfile
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,7 @@ from everfresh.tasks.config import ModelConfig, S3Config, is_path
 from everfresh.tasks.errors import ModelError, StoreError
 from everfresh.tasks.images import normalise, to_tensor
 from everfresh.tasks.records import ModelSpec, Part
-from everfresh.tasks.store import Store, open_store
+from everfresh.tasks.store import Store, file_digest, open_store, scratch
 
 EMBED_BATCH = 64
 
@@ -227,11 +227,11 @@ def read_state(weights: str, s3: S3Config | None = None) -> dict[str, Tensor]:
     Raises:
         ModelError: missing, unreadable, holds code, or holds values that are not finite.
     """
-    with tempfile.TemporaryDirectory(prefix="everfresh-") as folder:
+    with scratch() as folder:
         path = Path(weights)
         if "://" in weights:
             prefix, _, name = weights.rpartition("/")
-            path = Path(folder) / name
+            path = folder / name
             try:
                 open_store(prefix, s3).fetch(name, path)
             except StoreError as error:
@@ -270,6 +270,11 @@ def _architecture(name: str, classes: int, **options: Any) -> nn.Module:
             raise ModelError(
                 f"model.architecture {name!r} cannot be imported ({error}). Install it beside everfresh."
             ) from error
+        except Exception as error:  # of somebody else's code
+            raise ModelError(
+                f"model.architecture {name!r} must return a torch.nn.Module for a number of classes, got "
+                f"{type(error).__name__}: {error}. Call it with {classes} where you can see its traceback."
+            ) from error
         if not isinstance(made, nn.Module):
             raise ModelError(f"model.architecture {name!r} must return a torch.nn.Module, got {type(made).__name__}.")
         return made
@@ -290,7 +295,7 @@ def _architecture(name: str, classes: int, **options: Any) -> nn.Module:
 
 
 def _torchvision_weights(architecture: str, weights: str) -> nn.Module:
-    from torchvision.models import get_model, get_model_weights
+    from torchvision.models import get_model_weights
 
     if ":" in architecture:
         raise ModelError(
@@ -302,18 +307,43 @@ def _torchvision_weights(architecture: str, weights: str) -> nn.Module:
         raise ModelError(
             f"model.weights must be one of {', '.join(enum.__members__)}, a file or null for {architecture}, got {weights!r}."
         )
-    url = (enum.DEFAULT if weights == "DEFAULT" else enum[weights]).url
-    place = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    chosen = enum.DEFAULT if weights == "DEFAULT" else enum[weights]
+    place = Path(torch.hub.get_dir()) / "checkpoints" / Path(chosen.url).name
+    _check_name(place)
     try:
-        module = cast(nn.Module, get_model(architecture, weights=weights))
+        state = _as_built(chosen.get_state_dict(map_location="cpu", check_hash=True, weights_only=True))
     except OSError as error:
         raise ModelError(
             f"model.weights {weights} of {architecture} could not be downloaded ({error}). "
-            f"Put the file {Path(url).name} at {place}, or give model.weights a path."
+            f"Put the file {place.name} at {place}, or give model.weights a path."
         ) from error
-    if architecture == "inception_v3":
-        module.aux_logits, module.AuxLogits = False, None  # type: ignore[assignment]
+    except Exception as error:  # torch raises many kinds, none of them for us to pass on
+        raise ModelError(
+            f"model.weights {weights} of {architecture}, {place}, must be a whole state dict without code, got a file that is "
+            f"none ({type(error).__name__}). Delete it, so that it is downloaded again, or give model.weights a path."
+        ) from error
+    module = _architecture(architecture, len(chosen.meta["categories"]))
+    _load_strict(module, state, f"model.weights {weights}")
     return module
+
+
+def _check_name(place: Path) -> None:
+    """Raise unless a file that was downloaded before has the digest that its name begins to tell, as torchvision's do."""
+    told = re.search(r"-([0-9a-f]{8,})\.", place.name)
+    if told and place.exists() and not (found := file_digest(place)).startswith(told[1]):
+        raise ModelError(
+            f"model.weights: {place} must have the SHA-256 {told[1]}… of its name, got {found[: len(told[1])]}…: it is damaged "
+            "or another file. Delete it, so that it is downloaded again."
+        )
+
+
+def _as_built(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state under the names of today's architectures (DenseNet's are old) and without heads for training alone."""
+    for name in list(state):
+        tensor = state.pop(name)
+        if not name.startswith(("aux1.", "aux2.", "AuxLogits.")):
+            state[re.sub(r"(denselayer\d+\.(?:norm|conv))\.", r"\1", name)] = tensor
+    return state
 
 
 def _find_head(module: nn.Module) -> tuple[str, int, int, bool]:

@@ -7,12 +7,9 @@ was proven against: whoever moved meanwhile makes it fail, and the challenger is
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
@@ -39,7 +36,7 @@ from everfresh.tasks.records import (
     Window,
     digest_of,
 )
-from everfresh.tasks.store import Store, file_digest
+from everfresh.tasks.store import Store, file_digest, scratch
 from everfresh.tasks.views import View
 
 
@@ -80,8 +77,6 @@ def publish(
         seq += 1
     if seq != evaluation.champion_move + 1:
         raise _moved(evaluation)
-    if seq == 1:
-        store.prove_create()
     release = _write_release(store, config, tick, candidate, evaluation, bank)
     head = moves.entry(evaluation.champion_move)
     move = AliasMove(
@@ -122,7 +117,6 @@ def adopt(store: Store, config: PipelineConfig, weights: str, window: Window) ->
             f"adopt: the pipeline {config.name} must have no champion yet, got v{head.version}. "
             "Use another name or store, or roll back to the version you want."
         )
-    store.prove_create()
     view = View(store, window.view)
     rows = view.rows("holdout", config.model.classes)
     if not len(rows):
@@ -131,8 +125,8 @@ def adopt(store: Store, config: PipelineConfig, weights: str, window: Window) ->
             f"labels {sorted(window.classes | window.pending)[:10]}. Use one folder a class."
         )
     module, spec = models.adopt(config.model, weights, config.s3)
-    with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary:
-        path = Path(temporary) / "model.safetensors"
+    with scratch() as temporary:
+        path = temporary / "model.safetensors"
         models.save(module, path)
         key = digest_of("adopted", models.encoder_digest(module, spec, "fp32"), file_digest(path), window.view, spec)
         part = store.keep_file(f"releases/{key}/model.safetensors", path)
@@ -260,10 +254,11 @@ def _settle_release(
 
 
 def _keep_first(store: Store, key: str, data: bytes) -> Part:
-    """The part under `key`: these bytes, or those of a run that was first and whose record may name them already."""
-    if not store.create(key, data):
-        data = store.get(key)
-    return Part(key=key, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    """The part under `key`: these bytes, or those of a run that was first and whose record may name them already.
+
+    Written again also where they stand: what a run that died has left must not look like debris any longer.
+    """
+    return store.keep(key, data if store.create(key, data) else store.get(key))
 
 
 def _reference(store: Store, release: str, bank: tuple[Banked, ...]) -> Reference:

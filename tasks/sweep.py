@@ -1,7 +1,8 @@
 """Sweep: remove what no record names, the debris of runs that died.
 
 Readers look for records and never for parts, so debris costs space and nothing else. What is younger than a given age
-may belong to a run that is under way, and stays.
+may belong to a run that is under way, and stays. A rerun writes the parts of the run that died again under the same keys,
+before their record: that makes them young, and each object is looked at again right before it goes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-from everfresh.tasks.errors import AccessRefused
+from everfresh.tasks.errors import AccessRefused, ObjectMissing, StoreError
 from everfresh.tasks.store import Listed, Store, Unfinished
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def debris(store: Store, older_than: timedelta) -> list[Listed]:
     for item in objects:
         root, key = _split(item.key)
         if key.startswith("stream/") or key.rsplit("/", 1)[-1] in RECORDS:
-            named[root].update(_parts(json.loads(store.get(item.key))))
+            named[root].update(_named(store, item.key))
         if key.startswith("windows/") and key.endswith("/window.json"):
             views.add(key.split("/")[1])
     limit = store.now() - older_than
@@ -52,13 +53,38 @@ def debris(store: Store, older_than: timedelta) -> list[Listed]:
 
 def sweep(store: Store, older_than: timedelta) -> list[Listed]:
     """Delete the debris; returns what it was."""
-    found = debris(store, older_than)
-    for item in found:
+    swept = []
+    for item in debris(store, older_than):
         if isinstance(item, Unfinished):
             store.discard(item)
-        else:
+        elif _is_left(store, item):
             store.delete(item.key)
-    return found
+        else:
+            continue
+        swept.append(item)
+    return swept
+
+
+def _is_left(store: Store, item: Listed) -> bool:
+    """Whether an object that was debris still is: no run has written it again, or made the record that names it."""
+    root, key = _split(item.key)
+    place = "/".join(key.split("/")[:-1][:2])
+    folder = f"{root}{place}".rstrip("/")
+    named = {part for name in RECORDS for part in _named(store, f"{folder}/{name}".lstrip("/"))}
+    return key not in named and item in store.list(folder)
+
+
+def _named(store: Store, key: str) -> Iterator[str]:
+    """Keys of the parts that a record names; none where there is no record."""
+    try:
+        yield from _parts(json.loads(store.get(key)))
+    except ObjectMissing:
+        return
+    except ValueError as error:
+        raise StoreError(
+            f"sweep: a record must be JSON, got {store.url(key)}, which is damaged ({error}). Restore it from a copy: until "
+            "then nobody knows which objects it names, and nothing is deleted."
+        ) from error
 
 
 def _split(key: str) -> tuple[str, str]:

@@ -106,9 +106,9 @@ class ViewWriter:
 
     def _close(self) -> None:
         if self._file is not None:
-            self._file.write(b"\0" * tarfile.BLOCKSIZE * 2)
-            self._file.close()
-            self._file = None
+            with self._file as file:  # it is closed also where the disk takes no more
+                self._file = None
+                file.write(b"\0" * tarfile.BLOCKSIZE * 2)
 
     def part_crowds(self, split: Callable[[str], Split]) -> int:
         """Make each sample of an overlarge group a group of its own, by its bytes; returns how many that concerns.
@@ -153,10 +153,10 @@ class ViewWriter:
         if (known := find(store, f"windows/{view}/window.json", Window)) is not None:
             return known
         for row in self.rejected:
-            store.put_file(f"quarantine/{view}/{row['sha256']}", row.pop("path"))
+            store.keep_file(f"quarantine/{view}/{row['sha256']}", row.pop("path"))
         if self.rejected:
             lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in self.rejected)
-            store.put(f"quarantine/{view}/quarantine.jsonl", lines.encode())
+            store.keep(f"quarantine/{view}/quarantine.jsonl", lines.encode())
         manifest = self.folder / "manifest.parquet"
         pq.write_table(_table(self.samples), manifest)
         labels = Counter(s.label for s in self.samples if s.label is not None)

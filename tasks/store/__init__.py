@@ -14,7 +14,7 @@ from pathlib import Path
 
 from everfresh.tasks.config import PipelineConfig, S3Config
 from everfresh.tasks.errors import ConfigError
-from everfresh.tasks.store.base import Listed, Store, Unfinished, cache_folder, file_digest
+from everfresh.tasks.store.base import Listed, Store, Unfinished, cache_folder, file_digest, scratch
 from everfresh.tasks.store.folder import FolderStore
 from everfresh.tasks.store.overlay import OverlayStore
 from everfresh.tasks.store.s3 import S3Store
@@ -30,6 +30,7 @@ __all__ = [
     "file_digest",
     "open_store",
     "pipeline_store",
+    "scratch",
 ]
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory, gettempdir
 from typing import BinaryIO, TypeVar
 
 from everfresh.tasks.errors import DigestMismatch, StoreError
@@ -20,8 +22,13 @@ from everfresh.tasks.records import Part
 T = TypeVar("T")
 CHUNK = 1 << 20
 """Bytes that are read at once."""
+FULL = {errno.ENOSPC, errno.EDQUOT}
+"""What a disk answers that takes no more."""
 DAMAGED_TRIES = 3
 """Bytes that arrive damaged are sent so often before it is an error."""
+
+_proven: set[object] = set()
+"""Stores that have shown to this process that they create only what is absent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +157,13 @@ class Store(ABC):
         """Where a person finds the object."""
 
     def prove_create(self) -> None:
-        """Find out by trying whether the store keeps its one promise; nothing is left behind.
+        """Find out by trying, once a process, whether the store keeps its one promise; nothing is left behind.
 
         Raises:
             StoreError: it writes over an object that must be absent, does not give back what was written, or does not delete.
         """
+        if self.identity in _proven:
+            return
         key = f"probe-{uuid.uuid4().hex[:12]}"
         try:
             if not self.create(key, b"first") or self.create(key, b"second") or self.get(key) != b"first":
@@ -162,10 +171,19 @@ class Store(ABC):
                     f"store {self.url('')} must refuse to write over an object (If-None-Match: *), got an overwrite. "
                     "Use AWS S3 or a store that honours it: two runs could otherwise both make a champion."
                 )
-        finally:
-            self.delete(key)
+        except BaseException:
+            with suppress(StoreError):  # what went wrong first is what to tell
+                self.delete(key)
+            raise
+        self.delete(key)
         if self.exists(key):
             raise StoreError(f"store {self.url('')} must let objects be deleted, got one that stays. Allow s3:DeleteObject.")
+        _proven.add(self.identity)
+
+    @property
+    def identity(self) -> object:
+        """What two stores share that are the same place, spoken to in the same way."""
+        return self.url("")
 
     def prove_checksum(self, key: str) -> str:
         """Find out whether damage on the way in is refused; says how it is found.
@@ -261,6 +279,25 @@ def make_cache(folder: Path) -> None:
         raise StoreError(
             f"store: copies of what is read must have a folder that can be written, got {folder} ({error.strerror or error}). "
             "Set EVERFRESH_CACHE to one."
+        ) from error
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder, gone at the end of the block.
+
+    Raises:
+        StoreError: the disk that it stands on is full, or it cannot be made.
+    """
+    try:
+        with TemporaryDirectory(prefix="everfresh-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise StoreError(
+            f"temporary files must have room, got none in {gettempdir()} ({error.strerror}). Free some there, or set TMPDIR to "
+            "a folder on another disk; then run again: it goes on where it was."
         ) from error
 
 

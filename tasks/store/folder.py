@@ -168,7 +168,7 @@ class FolderStore(Store):
     def _finished(self, key: str, content: Readable) -> _TemporaryFile:
         path = self._path(key)
         with self._speaking("write", key):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make(path.parent)
             return _TemporaryFile(path.parent, content)
 
     def _failed(self, verb: str, key: str, error: OSError) -> StoreError:
@@ -195,6 +195,14 @@ def _moment(seconds: float) -> datetime:
         return datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError):
         return datetime.fromtimestamp(0, UTC)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and those above it, each of them to survive a loss of power as what stands in it does."""
+    if not folder.is_dir():
+        _make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
 
 
 def _sync(folder: Path) -> None:

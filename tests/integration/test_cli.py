@@ -155,7 +155,12 @@ def test_a_store_that_cannot_be_written_is_code_1(everfresh: Everfresh, pipeline
 def test_an_unreachable_prefect_server_is_named(everfresh: Everfresh, pipeline: Pipeline) -> None:
     done = everfresh("check", pipeline.file, PREFECT_API_URL="http://127.0.0.1:9/api")
     assert done.returncode == 1
-    assert "FAIL prefect: PREFECT_API_URL must lead to a Prefect server, got http://127.0.0.1:9/api" in done.stdout
+    words = "PREFECT_API_URL must lead to a Prefect server, got http://127.0.0.1:9/api"
+    assert f"FAIL prefect: {words}" in done.stdout
+    done = everfresh("run", pipeline.file, PREFECT_API_URL="http://me:hunter2@127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES="0")
+    assert (done.returncode, done.stderr.count("\n"), "hunter2" in done.stderr) == (1, 1, False)
+    assert done.stderr.startswith(f"everfresh: {words} (")
+    assert "Start one with `prefect server start`, or unset it." in done.stderr
 
 
 def test_secrets_of_the_environment_never_reach_the_store(played: Pipeline) -> None:

@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.faults import outcome
+from support.faults import copy, outcome
 from support.loop import NothingNew, run_window, second_window
 from support.proxy import Fault, Proxy, Request, Script, always, at, at_random, first_of, running_proxy
+from support.proxy import calm as calm_script
 from support.s3 import ACCESS_KEY, BUCKET, SECRET_KEY
 
 from everfresh.tasks import alias
 from everfresh.tasks.config import S3Config
-from everfresh.tasks.errors import ObjectMissing, StoreError
+from everfresh.tasks.errors import DigestMismatch, ObjectMissing, StoreError
 from everfresh.tasks.ledger import champion_moves
-from everfresh.tasks.records import AliasMove
+from everfresh.tasks.records import AliasMove, Part
 from everfresh.tasks.store import S3Store, Store
 
 SMALL, OTHER = b'{"seq": 1}' * 300, b'{"seq": 2}' * 300
@@ -259,19 +260,43 @@ def test_a_byte_that_changes_in_a_part_of_a_large_file_is_found(proxy: Proxy, tm
     assert proxy.happened == ["upload flipped"]
 
 
-@pytest.mark.parametrize("read", ["get", "read", "local"])
-def test_a_byte_that_changes_on_its_way_down_is_read_again_and_never_returned(proxy: Proxy, read: str) -> None:
-    """A bare fetch is verified by who knows the digest."""
+READS: dict[str, Callable[[S3Store, Part, Path], bytes | None]] = {
+    "get": lambda store, part, _: store.get(part.key),
+    "read": lambda store, part, _: store.read(part),
+    "local": lambda store, part, _: store.local(part).read_bytes(),
+    "fetch": lambda store, part, folder: store.fetch(part.key, folder / "down") or (folder / "down").read_bytes(),
+    "prove": lambda store, part, _: store.prove(part),
+}
+
+
+@pytest.mark.parametrize("flip", ["flipped", "flipped alike"])
+@pytest.mark.parametrize("read", READS)
+def test_a_byte_that_changes_on_its_way_down_is_read_again_and_never_returned(
+    proxy: Proxy, tmp_path: Path, read: str, flip: Fault
+) -> None:
     store = hostile_store(proxy)
     part = store.keep("k", SMALL)
-    with proxy.injecting(always("flipped")), pytest.raises(StoreError) as caught:
-        getattr(store, read)("k" if read == "get" else part)
-    assert set(proxy.happened) == {"flipped"}
+    with proxy.injecting(always(flip, method="GET")), pytest.raises(DigestMismatch) as caught:
+        READS[read](store, part, tmp_path)
+    assert set(proxy.happened) == {flip}
     sentence(caught.value)
-    with proxy.injecting(at("flipped")):
-        found = getattr(store, read)("k" if read == "get" else part)
-    assert proxy.happened == ["flipped"]
-    assert (found.read_bytes() if isinstance(found, Path) else found) == SMALL
+    with proxy.injecting(at(flip, method="GET")):
+        found = READS[read](store, part, tmp_path)
+    assert proxy.happened == [flip]
+    assert found == (None if read == "prove" else SMALL)
+    assert [item.key for item in store.list()] == ["k"]
+
+
+@pytest.mark.parametrize("read", ["fetch", "local", "prove"])
+def test_a_byte_of_a_large_file_that_is_always_the_same_wrong_one_is_never_taken(
+    proxy: Proxy, tmp_path: Path, read: str
+) -> None:
+    (tmp_path / "up").write_bytes(LARGE)
+    store = hostile_store(proxy, max_attempts=2)
+    part = store.keep_file("k", tmp_path / "up")
+    with proxy.injecting(always("flipped alike", method="GET")), pytest.raises(DigestMismatch) as caught:
+        READS[read](store, part, tmp_path)
+    sentence(caught.value)
 
 
 # --- who was first ---------------------------------------------------------------------------------------
@@ -314,6 +339,27 @@ def test_a_move_whose_hint_does_not_get_through_is_made(proxy: Proxy, fault: Fau
         assert moves.append(1, mine)
     assert set(proxy.happened) == {fault}
     assert (moves.last_seq(), moves.last()) == (1, mine)
+
+
+def test_a_store_that_is_deaf_to_if_none_match_gets_no_window_and_no_move(proxy: Proxy, tmp_path: Path) -> None:
+    """Whatever stands there already, and in each process anew: the server may have been updated, or a proxy put before it."""
+    calm, config = second_window(tmp_path)
+    store = hostile_store(proxy)
+    copy(calm, S3Store(BUCKET, store.prefix))
+    words = r"must refuse to write over an object \(If-None-Match: \*\), got an overwrite\. Use AWS S3"
+    before = [item.key for item in store.list()]
+    with proxy.injecting(always("deaf", method="PUT")):
+        for change in (alias.pin, lambda store: run_window(store, config)):
+            with pytest.raises(StoreError, match=words):
+                change(store)
+    assert "deaf" in proxy.happened
+    assert [item.key for item in store.list() if not item.key.startswith(("windows/", "quarantine/"))] == [
+        key for key in before if not key.startswith(("windows/", "quarantine/"))
+    ]
+    assert alias.pin(store).kind == "pin"
+    with proxy.injecting(calm_script):
+        assert alias.unpin(store).kind == "unpin"
+    assert not [request for request in proxy.seen if "probe-" in request.path]  # proven once
 
 
 # --- files that do not get through -----------------------------------------------------------------------

@@ -11,15 +11,16 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from support.faults import copy, in_child, outcome
+from support.faults import DIED, WRITES, copy, in_child, outcome, play_until
 from support.loop import second_window
-from support.races import WITHIN, person, race, tick, whole_stream
+from support.races import WITHIN, person, race, sweeper, tick, whole_stream
 from support.s3 import BUCKET
 
 from everfresh.tasks.alias import check_release
-from everfresh.tasks.ledger import champion_moves, find
+from everfresh.tasks.ledger import champion_moves, find, stream
 from everfresh.tasks.records import Evaluation, Release
 from everfresh.tasks.store import FolderStore, Store, open_store
+from everfresh.tasks.views import View
 
 SPAWN = get_context("spawn")
 
@@ -88,6 +89,39 @@ def test_a_tick_and_a_person_at_once_leave_one_history_of_proven_moves(address: 
             proof = find(store, f"evaluations/{release.evaluation}/record.json", Evaluation)
             assert proof is not None
             assert (proof.champion_move, before.pinned) == (before.seq, False)
+
+
+def test_two_ticks_at_once_make_one_window_and_one_champion(address: str, tmp_path: Path) -> None:
+    second_window(tmp_path / "one")
+    shutil.copytree(tmp_path / "one/inbox", tmp_path / "two/inbox")
+    store = open_store(address)
+    copy(FolderStore(tmp_path / "one/store"), store)
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(in_child, tick, tmp_path / name, address, aws()) for name in ("one", "two")]
+        assert [one.result() for one in both] == [0, 0]
+    assert [entry.seq for entry in stream(store)] == [1, 2]
+    moves = list(champion_moves(store))
+    assert [(m.kind, m.version) for m in moves] == [("publish", 1), ("publish", 2)]
+    check_release(store, moves[-1])
+
+
+@pytest.mark.parametrize("at", [6, 14, 22])
+def test_a_rerun_loses_nothing_to_a_sweep_of_its_old_debris(tmp_path: Path, at: int) -> None:
+    store, _ = second_window(tmp_path)
+    assert in_child(play_until, tmp_path, str(store.root), {}, at, "before", WRITES) == DIED
+    for path in store.root.rglob("*"):
+        os.utime(path, (0, 0))
+    with ThreadPoolExecutor(2) as pool:
+        sweeping = pool.submit(in_child, sweeper, str(store.root), 4)
+        assert in_child(tick, tmp_path, str(store.root), {}) == 0
+        assert sweeping.result() == 0
+    last = champion_moves(store).last()
+    assert last is not None
+    assert (last.kind, last.version) == ("publish", 2)
+    check_release(store, last)
+    for entry in stream(store):
+        view = View(store, entry.view)
+        assert len(list(view.read(view.rows()))) == view.window.samples
 
 
 def test_two_pipelines_in_one_place_do_not_touch_each_other(address: str, tmp_path: Path) -> None:

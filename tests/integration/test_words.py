@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from support.cli import Everfresh
 from support.prefect_server import PrefectServer
+from support.proxy import at, running_proxy
 from support.s3 import ACCESS_KEY, BUCKET, READER_KEY, READER_SECRET, SECRET_KEY, environment
 from support.stream import Pipeline, make_pipeline
 
 from everfresh.tasks.store import S3Store
 
-CREDENTIALS = (ACCESS_KEY, SECRET_KEY, READER_KEY, READER_SECRET, "AKIANOBODY0000000000", "tests-Zz-wrong-secret")
+TOKEN = "tests-Qv8-planted-session-token"
+CREDENTIALS = (ACCESS_KEY, SECRET_KEY, READER_KEY, READER_SECRET, "AKIANOBODY0000000000", "tests-Zz-wrong-secret", TOKEN)
 
 
 def on_s3(folder: Path, **s3: object) -> Pipeline:
@@ -86,6 +88,28 @@ def test_who_may_only_read_is_told_which_rights_are_missing(everfresh: Everfresh
     assert "ok   store reach: " in checked.stdout
     assert "FAIL store write: store: put_object on s3://" in checked.stdout
     silent(done.stdout, done.stderr, checked.stdout, checked.stderr)
+
+
+def test_credentials_that_expire_amid_a_run_are_one_sentence_and_nothing_of_them_is_left(
+    everfresh: Everfresh, server: PrefectServer, s3_endpoint: str, tmp_path: Path
+) -> None:
+    """Nor of a session token that the server refuses: in no output, object, log or database of a run that failed."""
+    made = on_s3(tmp_path / "p")
+    made.arrives(1, samples=60)
+    cache = {"EVERFRESH_CACHE": str(tmp_path / "cache")}
+    with running_proxy(s3_endpoint) as proxy, proxy.injecting(at("400 expired", nth=12, times=9999)):
+        expired = everfresh("run", made.file, **environment(proxy.endpoint), **cache)
+        assert "400 expired" in proxy.happened
+    refused = everfresh("--debug", "run", made.file, **environment(s3_endpoint), **cache, AWS_SESSION_TOKEN=TOKEN)
+    runs = [expired, refused]
+    assert [done.returncode for done in runs] == [1, 1]
+    assert "Traceback" not in expired.stderr
+    assert "the credentials have expired. Renew them: log in again" in expired.stderr.splitlines()[-1]
+    store = made.store
+    assert isinstance(store, S3Store)
+    objects = [store.get(item.key) for item in store.list()]
+    files = [path.read_bytes() for place in (server.home, tmp_path) for path in place.rglob("*") if path.is_file()]
+    silent(*(part for done in runs for part in (done.stdout, done.stderr)), *objects, *files)
 
 
 def test_planted_credentials_are_in_no_output_object_cache_log_or_database(

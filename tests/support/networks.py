@@ -48,3 +48,13 @@ def no_layers(classes: int) -> nn.Module:
 def no_module(classes: int) -> int:
     """Not a network."""
     return classes
+
+
+def raises(_classes: int) -> nn.Module:
+    """Somebody's bug."""
+    raise ValueError("no")
+
+
+def takes_nothing() -> nn.Module:
+    """Has no place for the number of classes."""
+    return nn.Identity()

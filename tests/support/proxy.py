@@ -24,14 +24,19 @@ from itertools import chain
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
+from support.s3 import ACCESS_KEY, SECRET_KEY
+
 Fault = Literal[
     "reset",  # the connection is reset before the request is passed on
-    "500",  # these four are answered by the proxy; the server hears nothing
+    "500",  # these six are answered by the proxy; the server hears nothing
     "503",
     "429",
+    "400 expired",  # the credentials' time is over
+    "403 skewed",  # the clocks differ
     "200",  # an error under a status of success, as S3 words what befalls it late
     "upload cut",  # the server gets half of the body and then nobody is there
     "upload flipped",  # one byte of the body changes on its way to the server
+    "deaf",  # the server hears nothing of If-None-Match, as if it did not know it
     "duplicate",  # the server gets the request twice, the client the second reply
     "lost",  # the server has done it, the connection is reset before the reply
     "late 500",  # the server has done it and the client is told it failed
@@ -40,12 +45,14 @@ Fault = Literal[
     "pause",  # half of the reply's body comes, then nothing while the client waits
     "cut",  # half of the reply's body comes, then the connection ends in good order
     "flipped",  # one byte of the reply's body changes on its way to the client
+    "flipped alike",  # the same, and the same byte each time, as a broken cache or disk does
     "twice",  # the reply comes twice
     "drip",  # the reply begins byte by byte
 ]
 Script = Callable[["Request"], Fault | None]
 
 REFUSALS = {"500": "InternalError", "503": "SlowDown", "429": "TooManyRequests", "200": "InternalError"}
+REFUSALS |= {"400 expired": "ExpiredToken", "403 skewed": "RequestTimeTooSkewed"}
 ERRORS = REFUSALS | {"late 500": "InternalError"}
 PIECE = 1 << 16
 """Bytes passed on at once."""
@@ -254,7 +261,7 @@ class _Connection(socketserver.BaseRequestHandler):
     def _forward(self, message: _Message, fault: Fault | None) -> _Message | None:
         """Pass the request on; the server's final reply, or None if the fault took it."""
         waits = "100-continue" in message.headers.get("expect", "").lower()
-        if waits and fault in {"duplicate", "upload cut", "upload flipped"}:
+        if waits and fault in {"duplicate", "deaf", "upload cut", "upload flipped"}:
             self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")  # the body is needed, whatever the server says
         elif waits:
             self.out.sendall(message.head)
@@ -263,6 +270,9 @@ class _Connection(socketserver.BaseRequestHandler):
                 return reply
             self.request.sendall(reply.head)
             return self._send(message.body(), message)
+        if fault == "deaf" and "if-none-match" in message.headers:
+            self._happened(fault)
+            return self._send([_unconditional(message)], message)
         if fault == "duplicate":
             whole = b"".join(chain([message.head], message.body()))
             for _ in self._send([whole], message).body():
@@ -312,9 +322,9 @@ class _Connection(socketserver.BaseRequestHandler):
             if fault == "pause":
                 self._until_hangup()
             return False
-        if fault == "flipped" and (piece := next(body, b"")):
+        if fault in {"flipped", "flipped alike"} and (piece := next(body, b"")):
             self._happened(fault)
-            body = chain([_flip(piece)], body)
+            body = chain([_flip(piece, len(piece) // 2 if fault == "flipped alike" else None)], body)
         pieces: Iterable[bytes] = chain([reply.head], body)
         if fault == "drip":
             self._happened(fault)
@@ -378,13 +388,28 @@ def _head(stream: BufferedReader) -> bytes:
     return b""
 
 
+def _unconditional(message: _Message) -> bytes:
+    """A write without If-None-Match, signed anew: the signature covers that header."""
+    from botocore.auth import S3SigV4Auth
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials
+
+    headers = {n: v for n, v in message.headers.items() if n not in {"if-none-match", "authorization", "expect", "connection"}}
+    method, target, _ = message.first
+    request = AWSRequest(method, f"http://{headers['host']}{target}", headers, b"".join(message.body()))
+    request.context["signing"] = {}
+    S3SigV4Auth(Credentials(ACCESS_KEY, SECRET_KEY), "s3", "us-east-1").add_auth(request)
+    lines = [f"{method} {target} HTTP/1.1", *(f"{n}: {v}" for n, v in request.headers.items()), "", ""]
+    return "\r\n".join(lines).encode("latin-1") + request.data
+
+
 def _half(body: Iterator[bytes]) -> bytes:
     """Half of what comes first of a body."""
     piece = next(body, b"")
     return piece[: len(piece) // 2]
 
 
-def _flip(piece: bytes) -> bytes:
-    """One byte in the middle third is another; which one differs from time to time, as noise does."""
-    place = random.randrange(len(piece) // 3, len(piece) * 2 // 3 + 1)
+def _flip(piece: bytes, place: int | None = None) -> bytes:
+    """One byte is another; without a place one in the middle third, which differs from time to time, as noise does."""
+    place = random.randrange(len(piece) // 3, len(piece) * 2 // 3 + 1) if place is None else place
     return piece[:place] + bytes([piece[place] ^ 1]) + piece[place + 1 :]

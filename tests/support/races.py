@@ -6,6 +6,7 @@ import os
 import random
 import time
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from everfresh.tasks.errors import ChampionMoved, ReleaseError
 from everfresh.tasks.ledger import champion_moves
 from everfresh.tasks.records import AliasMove
 from everfresh.tasks.store import open_store
+from everfresh.tasks.sweep import sweep
 
 WITHIN = 60.0
 """Seconds for one round of all."""
@@ -53,6 +55,13 @@ def person(uri: str, environment: dict[str, str], seed: int, seconds: float) -> 
         with suppress(ReleaseError):  # nothing to go back to, or not pinned
             draw.choice([alias.rollback, alias.pin, alias.unpin, alias.unpin])(store, reason="odd", by="ana")
         time.sleep(draw.uniform(0, 0.2))
+
+
+def sweeper(uri: str, seconds: float) -> None:
+    """Sweep again and again for so long."""
+    store, until = open_store(uri), time.monotonic() + seconds
+    while time.monotonic() < until:
+        sweep(store, timedelta(hours=1))
 
 
 def whole_stream(folder: Path, uri: str, environment: dict[str, str]) -> None:

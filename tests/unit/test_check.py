@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
@@ -199,7 +201,7 @@ class Damaging(FolderStore):
         (Stale, "read", r"must give back what was just written, got b'first' for b'second'\. Use one that does"),
         (Forgetful, "read", r"must list what was just written, got a listing without it\. Use one that does"),
         (Slow, "clock", r"must have the same time within 5 minutes, got -3600 s at the store\. Set the wrong clock"),
-        (Keeping, "delete", r"must let objects be deleted, got one that stays: .*\. Allow"),
+        (Keeping, "delete", r"must let objects be deleted, got some that stay: .*/again, .*/race, .*\. Allow"),
         (Damaging, "bytes", r"must give back the bytes of a large file, got others\. Check the network"),
     ],
 )
@@ -213,7 +215,63 @@ def test_a_store_that_breaks_a_promise_is_found_out(kind: type[FolderStore], pro
 def test_a_store_out_of_reach_is_one_line(tmp_path: Path) -> None:
     lines = list(islice(check(pipeline(tmp_path, store="/proc/nowhere/store")), 4))
     found = [(line.name, line.passed) for line in lines]
-    assert found == [("config", True), ("store reach", True), ("store write", False), ("source", False)]
+    assert found == [("config", True), ("store reach", True), ("store write", False), ("store delete", True)]
+
+
+def test_a_bucket_that_is_not_there_is_not_reached(s3_endpoint: str, tmp_path: Path) -> None:
+    assert s3_endpoint
+    config = pipeline(tmp_path, store="s3://no-such-bucket-here/p")
+    lines = [line for line in check(config) if line.name.startswith("store")]
+    assert [(line.name, line.passed) for line in lines] == [("store reach", False)]
+    assert "(NoSuchBucket): there is no such bucket. Create it, or correct the address." in lines[0].words
+
+
+def test_on_a_full_disk_check_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    lines = [line for line in check(pipeline(tmp_path)) if line.name.startswith("store")]
+    assert [(line.name, line.passed) for line in lines] == [
+        ("store reach", True), ("store write", False), ("store delete", True),
+    ]  # fmt: skip
+    assert "No space left on device" in lines[1].words
+    assert list(tmp_path.glob("store/digits/*")) == []
+
+
+def test_where_one_object_may_not_be_deleted_the_others_go_and_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete = FolderStore.delete
+
+    def refusing(store: FolderStore, key: str) -> None:
+        if key == "again":
+            raise AccessRefused(f"store: cannot delete {key} (Permission denied).")
+        delete(store, key)
+
+    monkeypatch.setattr(FolderStore, "delete", refusing)
+    line = line_of(pipeline(tmp_path), "store delete")
+    (left,) = (path for path in tmp_path.glob("store/digits/*/*"))
+    assert not line.passed
+    assert line.words == (
+        f"store must let objects be deleted, got some that stay: {left} (store: cannot delete again (Permission denied).). "
+        "Allow s3:DeleteObject, and delete them."
+    )
+
+
+def test_trouble_that_nobody_foresaw_is_a_line_and_the_others_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "inbox", digits(3))
+    monkeypatch.setattr(Source, "read", lambda *_: 1 / 0)
+    monkeypatch.setattr(FolderStore, "list", lambda *_, **__: {}["x"])
+    config = pipeline(tmp_path, model={"architecture": "support.networks:raises"})
+    lines = {line.name: line for line in check(config)}
+    assert [name for name, line in lines.items() if not line.passed] == ["store read", "store clock", "source", "weights"]
+    assert lines["source"].words == "KeyError: 'x'. `everfresh --debug check` shows where this comes from."
+    assert lines["store delete"].passed
+    assert lines["gates"].passed
+    monkeypatch.setenv("EVERFRESH_DEBUG", "1")
+    with pytest.raises(KeyError):
+        list(check(config))
 
 
 # --- source and gates ------------------------------------------------------------------------------------

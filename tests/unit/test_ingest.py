@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 import threading
@@ -16,16 +17,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from support.pickles import find_pickles
 from support.pictures import animated_gif, digits, noise, png_header, write_folder, write_tar
+from support.proxy import Fault, at, running_proxy
 from support.windows import CLASSES, pictures, pipeline, quarantined, taken
 
 from everfresh.tasks import ingest as module
-from everfresh.tasks.config import PipelineConfig
-from everfresh.tasks.errors import AccessRefused, SourceError, StoreError
+from everfresh.tasks.config import PipelineConfig, S3Config
+from everfresh.tasks.errors import AccessRefused, AccountRefused, DigestMismatch, SourceError, StoreError
 from everfresh.tasks.images import examine
 from everfresh.tasks.ingest import ingest
 from everfresh.tasks.ledger import stream
-from everfresh.tasks.store import FolderStore, S3Store, Store
-from everfresh.tasks.views import View
+from everfresh.tasks.store import FolderStore, S3Store, Store, s3
+from everfresh.tasks.views import View, ViewWriter
 
 # --- what a window is made of ----------------------------------------------------------------------------
 
@@ -493,4 +495,76 @@ def test_where_keys_grow_a_file_that_may_not_be_read_is_not_left_behind(
     source = {"kind": "folder", "path": str(tmp_path / "in"), "ordered": True}
     with pytest.raises(AccessRefused, match=r"cannot read .*a\.png \(Permission denied\)"):
         ingest(folder_store, pipeline(source, order="key"))
+    assert stream(folder_store).last() is None
+
+
+def test_files_that_may_not_be_read_take_no_place_of_those_that_may(
+    folder_store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"a/{n}.png" for n in range(5)] + [f"cat/{n}.png" for n in range(7)]
+    write_folder(tmp_path / "in", pictures(*names))
+    config = pipeline(tmp_path / "in", max_samples=5, min_samples=5, order="key")
+    get = FolderStore.get
+
+    def refusing(store: FolderStore, key: str) -> bytes:
+        if key.startswith("a/"):
+            raise AccessRefused(f"store: cannot read {key} (Permission denied).")
+        return get(store, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderStore, "get", refusing)
+        assert taken(folder_store, ingest(folder_store, config)) == names[5:10]
+        assert ingest(folder_store, config) is None  # 2 that can be read are no window of 5
+    assert "a/4.png waits until it can be read" in caplog.text
+    assert taken(folder_store, ingest(folder_store, config)) == names[:5]
+
+
+@pytest.mark.parametrize(("fault", "remedy"), [("400 expired", "Renew them"), ("403 skewed", "Set this machine's clock")])
+def test_what_is_refused_to_all_is_told_as_such_and_not_of_each_file(
+    folder_store: FolderStore, s3_store: S3Store, fault: Fault, remedy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Credentials that expire amid a source: the window is not made of what came before."""
+    for key, data in pictures(*(f"cat/{n}.png" for n in range(6))).items():
+        s3_store.put(key, data)
+    with running_proxy(str(s3.client(S3Config()).meta.endpoint_url)) as proxy:
+        direct = pipeline({"kind": "folder", "path": s3_store.url("")})
+        config = direct.model_copy(update={"s3": S3Config(endpoint=proxy.endpoint, max_attempts=1)})
+        with proxy.injecting(at(fault, nth=4, times=99, method="GET", path=".png")):
+            words = rf"get_object on s3://.*/cat/3\.png was refused .*{remedy}"
+            with pytest.raises(AccountRefused, match=words):
+                ingest(folder_store, config)
+        s3.client(config.s3).close()
+        assert (stream(folder_store).last(), "waits until" in caplog.text) == (None, False)
+        assert len(taken(folder_store, ingest(folder_store, direct))) == 6
+
+
+def test_a_full_disk_of_temporary_files_is_told_with_its_remedy(
+    folder_store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "in", pictures("cat/a.png"))
+
+    def full(writer: ViewWriter) -> Any:
+        writer._file = Path("/dev/full").open("wb")  # noqa: SIM115 - the writer closes it
+        return writer._file
+
+    monkeypatch.setattr(ViewWriter, "_next_shard", full)
+    words = rf"must have room, got none in {tempfile.gettempdir()} \(No space left on device\)\. Free some there, or set TMPDIR"
+    with pytest.raises(StoreError, match=words):
+        ingest(folder_store, pipeline(tmp_path / "in"))
+    assert list(folder_store.list()) == []
+
+
+def test_bytes_in_quarantine_are_proven_as_others_are(
+    folder_store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "in", {"cat/bad.png": b"no picture"})
+    replace = FolderStore._replace
+
+    def lossy(store: FolderStore, key: str, content: Any) -> None:
+        data = content.read()
+        replace(store, key, io.BytesIO(data[:-1] if key.startswith("quarantine/") else data))
+
+    monkeypatch.setattr(FolderStore, "_replace", lossy)
+    with pytest.raises(DigestMismatch, match="quarantine/"):
+        ingest(folder_store, pipeline(tmp_path / "in"))
     assert stream(folder_store).last() is None

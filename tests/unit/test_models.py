@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from support.pictures import noise
 from torch import Tensor, nn
@@ -361,6 +364,8 @@ def test_weights_for_another_number_of_classes_are_not_adopted(architecture: str
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
+        ("support.networks:raises", r"must return a torch.nn.Module for a number of classes, got ValueError: no\. Call it"),
+        ("support.networks:takes_nothing", r"must return a torch.nn.Module for a number of classes, got TypeError: "),
         ("resnet19", r"must be a torchvision classifier.*got 'resnet19'. Did you mean .*resnet18"),
         ("fasterrcnn_resnet50_fpn", r"must be a torchvision classifier.*got 'fasterrcnn_resnet50_fpn'"),
         ("no_such_package.nets:make", r"'no_such_package.nets:make' cannot be imported"),
@@ -398,6 +403,61 @@ def test_weights_that_cannot_be_downloaded_are_told_with_their_place(monkeypatch
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
     with pytest.raises(ModelError, match=r"DEFAULT of resnet18 could not be downloaded \(no network\).*resnet18-.*\.pth"):
         models.start(settings("resnet18", weights="DEFAULT"), seed=0)
+
+
+def cached(folder: Path, architecture: str, monkeypatch: pytest.MonkeyPatch, data: bytes, digest: str = "") -> Path:
+    """Bytes as the file of an architecture's default weights in torch's cache, under a name with their digest or another."""
+    weights = torchvision.models.get_model_weights(architecture).DEFAULT
+    name = f"{architecture}-{digest or hashlib.sha256(data).hexdigest()[:8]}.pth"
+    monkeypatch.setattr(weights.value, "url", f"http://127.0.0.1:9/{name}")
+    monkeypatch.setenv("TORCH_HOME", str(folder))
+    path = folder / "hub" / "checkpoints" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
+    return path
+
+
+def pickled(value: object) -> bytes:
+    sink = io.BytesIO()
+    torch.save(value, sink)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("architecture", ["squeezenet1_1", "mobilenet_v3_small", "mnasnet0_5", "densenet121", "googlenet"])
+def test_named_torchvision_weights_are_those_of_the_file(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where torchvision's own loader renames them or drops a head."""
+    options = {"aux_logits": True, "init_weights": False, "transform_input": True} if architecture == "googlenet" else {}
+    published = torchvision.models.get_model(architecture, **options).eval()
+    state = published.state_dict()
+    for name in list(state):  # as DenseNet's were published
+        state[re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name)] = state.pop(name)
+    cached(tmp_path, architecture, monkeypatch, pickled(state))
+    found = models._torchvision_weights(architecture, "DEFAULT").eval()
+    pixels = torch.rand(1, 3, 64, 64)
+    assert torch.equal(found(pixels), published(pixels))
+
+
+@pytest.mark.parametrize("form", ["torch", "pickle"])
+@pytest.mark.parametrize("digest", ["", "0123abcd"], ids=["its own name", "another's name"])
+def test_code_in_torchs_cache_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, digest: str) -> None:
+    target = tmp_path / "owned"
+    data = pickled({"x": Runs(target)}) if form == "torch" else pickle.dumps(Runs(target))
+    path = cached(tmp_path, "squeezenet1_1", monkeypatch, data, digest)
+    words = "must have the SHA-256 0123abcd… of its name" if digest else "must be a whole state dict without code"
+    with pytest.raises(ModelError, match=rf"{path},? {words}.* Delete it, so that it is downloaded again"):
+        models.start(settings("squeezenet1_1", weights="DEFAULT"), seed=0)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("digest", ["", "0123abcd"], ids=["its own name", "another's name"])
+def test_a_truncated_file_in_torchs_cache_is_told_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digest: str
+) -> None:
+    path = cached(tmp_path, "squeezenet1_1", monkeypatch, pickled({"x": torch.zeros(9)})[:-40], digest)
+    with pytest.raises(ModelError, match=rf"{path},? must .* Delete it"):
+        models.start(settings("squeezenet1_1", weights="DEFAULT"), seed=0)
 
 
 def test_class_numbers_follow_the_classes() -> None:

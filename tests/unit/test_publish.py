@@ -106,7 +106,7 @@ class Faulty(FolderStore):
         return super().put_file(key, path)
 
 
-WRITES = 10
+WRITES = 17
 """Store writes of one publication; `test_a_release_record_is_written_last` holds it."""
 
 
@@ -354,11 +354,19 @@ def test_of_eight_publications_and_rollbacks_at_once_each_move_is_one_persons(pr
     def one(number: int) -> AliasMove | None:
         try:
             return proven.publish() if number % 2 else pin(proven.store, by=str(number))
-        except ChampionMoved:
+        except ChampionMoved as error:
+            lost.append(str(error))
             return None
 
+    lost: list[str] = []
     with ThreadPoolExecutor(8) as pool:
         made = [move for move in pool.map(one, range(8)) if move]
+    words = (
+        "publish: the champion must still be that of move 1, got a later move. "
+        "The challenger is evaluated against the new champion."
+    )
+    assert set(lost) <= {words}
+    assert len(made) + len(lost) == 8
     history = list(champion_moves(proven.store))
     assert [m.seq for m in history] == list(range(1, len(history) + 1))
     assert {m.id for m in history[1:]} == {m.id for m in made}

@@ -9,16 +9,18 @@ import os
 import stat
 import threading
 import traceback
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from everfresh.tasks.config import S3Config
-from everfresh.tasks.errors import AccessRefused, ConfigError, DigestMismatch, ObjectMissing, StoreError
+from everfresh.tasks.errors import AccessRefused, AccountRefused, ConfigError, DigestMismatch, ObjectMissing, StoreError
 from everfresh.tasks.ledger import champion_moves
 from everfresh.tasks.records import Part
 from everfresh.tasks.store import FolderStore, OverlayStore, S3Store, Store, cache_folder, open_store, s3
@@ -385,6 +387,52 @@ def test_a_disk_that_takes_no_more_is_a_sentence_and_the_old_object_stays(
     assert (folder_store.get("k"), [p.name for p in folder_store.root.iterdir()]) == (b"old", ["k"])
 
 
+@pytest.mark.parametrize("operation", ["put", "create"])
+def test_folders_above_a_new_object_are_synced_too(
+    folder_store: FolderStore, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    sync, synced = os.fsync, set()
+
+    def noted(handle: int) -> None:
+        synced.add(Path(f"/proc/self/fd/{handle}").readlink())
+        sync(handle)
+
+    monkeypatch.setattr("os.fsync", noted)
+    getattr(folder_store, operation)("a/b/k", b"x")
+    root = folder_store.root
+    assert {root.parent, root, root / "a", root / "a/b"} <= synced
+
+
+@pytest.mark.parametrize("place", ["mkdir", "write"])
+@pytest.mark.parametrize("operation", ["put", "create", "put_file"])
+def test_a_disk_that_is_full_before_the_end_is_a_sentence_and_leaves_nothing(
+    folder_store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, place: str
+) -> None:
+    (tmp_path / "new").write_bytes(b"new")
+    real = Path.open
+
+    def full(path: Path, mode: str = "r", *more: Any, **named: Any) -> Any:
+        real(path, mode, *more, **named).close()
+        return open("/dev/full", "wb") if "x" in mode else real(path, mode, *more, **named)  # noqa: PTH123
+
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open" if place == "write" else "mkdir", full if place == "write" else refuse)
+        with pytest.raises(StoreError, match=r"store: cannot write .*/a/k \(No space left on device\)\. Check that"):
+            getattr(folder_store, operation)("a/k", tmp_path / "new" if operation == "put_file" else b"new")
+    assert [path for path in folder_store.root.rglob("*") if path.is_file()] == []
+
+
+def test_a_full_cache_is_told_with_its_remedy_and_holds_nothing(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = s3_store.keep("k", b"x")
+    monkeypatch.setattr("s3transfer.utils.OSUtils.open", lambda _self, _name, mode: open("/dev/full", mode, buffering=0))  # noqa: PTH123, SIM115
+    with pytest.raises(StoreError, match=r"cannot be written to .*\(No space left on device\)\. Make room .* EVERFRESH_CACHE"):
+        s3_store.local(part)
+    assert [path for path in cache_folder().rglob("*") if path.is_file()] == []
+
+
 @pytest.mark.parametrize("operation", ["get", "list"])
 def test_a_missing_bucket_is_a_store_error(s3_endpoint: str, operation: str) -> None:
     with pytest.raises(StoreError, match="no-such-bucket") as caught:
@@ -401,6 +449,13 @@ def test_wrong_credentials_are_a_store_error_that_names_no_secret(s3_store: S3St
         s3_store.put("k", b"x")
     assert "wrong-secret" not in str(caught.value)
     wrong.close()
+
+
+def test_a_clock_that_is_an_hour_ahead_is_told_with_its_remedy(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda: datetime.now(UTC) + timedelta(hours=1))
+    for call in (lambda: s3_store.get("k"), lambda: s3_store.put("k", b"x"), lambda: list(s3_store.list())):
+        with pytest.raises(AccountRefused, match=r"RequestTimeTooSkewed\): the clocks differ .*\. Set this machine's clock"):
+            call()
 
 
 class _Scripted:
@@ -453,33 +508,79 @@ def test_a_stream_that_breaks_off_is_a_store_error(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("code", "final", "words"),
+    ("code", "kind", "words"),
     [
-        ("AccessDenied", True, "no right to do this. Allow s3:GetObject"),
-        ("403", True, "no right to do this. Allow s3:GetObject"),
-        ("ExpiredToken", True, "have expired. Renew them"),
-        ("InvalidAccessKeyId", True, "not known there. Correct AWS_ACCESS_KEY_ID"),
-        ("SignatureDoesNotMatch", True, "not the right one. Correct AWS_ACCESS_KEY_ID"),
-        ("NoSuchBucket", True, "no such bucket. Create it, or correct the address"),
-        ("PermanentRedirect", True, "another region. Set s3.region"),
-        ("RequestTimeTooSkewed", True, r"clocks differ .*. Set this machine's clock"),
-        ("QuotaExceeded", True, "quota is used up. Free some"),
-        ("XMinioStorageFull", True, "no space left. Free some"),
-        ("507", True, "no space left. Free some"),
-        ("NotImplemented", True, "does not offer this. Update the store"),
-        ("SlowDown", False, "is busy. Wait, and run again"),
-        ("InternalError", False, "has failed. Wait, and run again"),
-        ("Strange", False, "no reason that is known here. Check the bucket"),
+        ("AccessDenied", AccessRefused, "no right to do this. Allow s3:GetObject"),
+        ("403", AccessRefused, "no right to do this. Allow s3:GetObject"),
+        ("ExpiredToken", AccountRefused, "have expired. Renew them"),
+        ("InvalidAccessKeyId", AccountRefused, "not known there. Correct AWS_ACCESS_KEY_ID"),
+        ("SignatureDoesNotMatch", AccountRefused, "not the right one. Correct AWS_ACCESS_KEY_ID"),
+        ("NoSuchBucket", AccountRefused, "no such bucket. Create it, or correct the address"),
+        ("PermanentRedirect", AccountRefused, "another region. Set s3.region"),
+        ("RequestTimeTooSkewed", AccountRefused, r"clocks differ .*. Set this machine's clock"),
+        ("QuotaExceeded", AccessRefused, "quota is used up. Free some"),
+        ("XMinioStorageFull", AccessRefused, "no space left. Free some"),
+        ("507", AccessRefused, "no space left. Free some"),
+        ("NotImplemented", AccessRefused, "does not offer this. Update the store"),
+        ("SlowDown", StoreError, "is busy. Wait, and run again"),
+        ("InternalError", StoreError, "has failed. Wait, and run again"),
+        ("Strange", StoreError, "no reason that is known here. Check the bucket"),
     ],
 )
 def test_a_refusal_says_what_is_the_matter_and_what_to_do(
-    code: str, words: str, monkeypatch: pytest.MonkeyPatch, *, final: bool
+    code: str, kind: type[StoreError], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = _Scripted(code)
     monkeypatch.setattr(s3, "client", lambda _: client)
     with pytest.raises(StoreError, match=rf"put_object on s3://bucket/k was refused \({code}\): .*{words}") as caught:
         S3Store("bucket").put("k", b"x")
-    assert isinstance(caught.value, AccessRefused) is final
+    assert type(caught.value) is kind
+
+
+class _Tagged:
+    """An S3 client of a server whose ETags look like MD5s."""
+
+    def __init__(self, tag: Callable[[bytes], str], *, writable: bool = True) -> None:
+        self.tag, self.writable, self.objects = tag, writable, {"k": b"bytes"}
+
+    def put_object(self, **named: Any) -> dict[str, object]:
+        from botocore.exceptions import ClientError
+
+        if not self.writable:
+            raise ClientError({"Error": {"Code": "AccessDenied"}}, "PutObject")
+        self.objects[named["Key"]] = named["Body"]
+        return {"ETag": f'"{self.tag(named["Body"])}"'}
+
+    def get_object(self, **named: Any) -> dict[str, object]:
+        return {"ETag": '"00000000000000000000000000000000"', "Body": io.BytesIO(self.objects[named["Key"]])}
+
+    def delete_object(self, **named: Any) -> None:
+        del self.objects[named["Key"]]
+
+
+def md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("client", "taken"),
+    [
+        (_Tagged(lambda _: uuid.uuid4().hex), True),
+        (_Tagged(md5), False),
+        (_Tagged(lambda _: uuid.uuid4().hex, writable=False), False),
+    ],
+    ids=["ETags are no MD5", "ETags are MD5s", "nobody can tell"],
+)
+def test_bytes_that_do_not_fit_their_etag_are_taken_only_where_etags_are_no_md5(
+    monkeypatch: pytest.MonkeyPatch, client: _Tagged, *, taken: bool
+) -> None:
+    monkeypatch.setattr(s3, "client", lambda _: client)
+    if taken:
+        assert S3Store("bucket").get("k") == b"bytes"
+    else:
+        with pytest.raises(DigestMismatch, match=r"s3://bucket/k must have the MD5 that the store tells of it, got other"):
+            S3Store("bucket").get("k")
+    assert list(client.objects) == ["k"]
 
 
 # --- writes that never ended -----------------------------------------------------------------------------
@@ -586,6 +687,28 @@ def test_a_store_that_writes_over_objects_is_found_out(folder_store: FolderStore
     with pytest.raises(StoreError, match=r"must refuse to write over an object .* got an overwrite"):
         folder_store.prove_create()
     assert list(folder_store.list()) == []
+
+
+def test_a_store_without_the_right_to_delete_is_told_which_right_is_missing(
+    folder_store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_self: FolderStore, key: str) -> None:
+        raise AccessRefused(f"store: delete_object on {key} was refused (AccessDenied). Allow s3:DeleteObject.")
+
+    monkeypatch.setattr(FolderStore, "delete", refuse)
+    with pytest.raises(AccessRefused, match=r"delete_object on probe-\w+ was refused .* Allow s3:DeleteObject"):
+        folder_store.prove_create()
+    monkeypatch.setattr(FolderStore, "create", lambda self, key, data: self.put(key, data) or True)
+    with pytest.raises(StoreError, match="must refuse to write over an object"):  # the worse trouble
+        folder_store.prove_create()
+
+
+def test_a_promise_is_proven_once_a_process_and_store(folder_store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_store.prove_create()
+    monkeypatch.setattr(FolderStore, "create", None)
+    FolderStore(folder_store.root).prove_create()
+    with pytest.raises(TypeError):
+        folder_store.sub("other").prove_create()
 
 
 # --- what answers is no S3 server, or not this one -------------------------------------------------------
