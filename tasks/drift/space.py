@@ -59,7 +59,7 @@ class Space:
 
     def novelty(self) -> Floats:
         """(N,) squared distance from the pooled centre in whitened space."""
-        return (self.whitened.astype(np.float64) ** 2).sum(axis=1)
+        return np.asarray((self.whitened.astype(np.float64) ** 2).sum(axis=1))
 
     def fourier(self, rng: np.random.Generator) -> Single:
         """(N, FEATURES) features whose inner products approach a Gaussian kernel of median bandwidth, centred."""

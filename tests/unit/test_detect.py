@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import importlib
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.loop import arrive, open_tick, pipeline, run_window, second_window
 
 from everfresh.tasks import drift, journal
-from everfresh.tasks.config import parse_config
+from everfresh.tasks.config import DriftConfig, parse_config
 from everfresh.tasks.errors import ObjectMissing
 from everfresh.tasks.ledger import stream
-from everfresh.tasks.records import DriftReport
+from everfresh.tasks.records import DriftPoint, DriftReport, Interval
 from everfresh.tasks.store import FolderStore
 from everfresh.tasks.views import View
 
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
 stage = importlib.import_module("everfresh.tasks.drift.detect")  # the package hands on the function of that name
 
 
@@ -62,7 +65,8 @@ def test_a_second_call_adopts_the_record(tmp_path: Path, monkeypatch: pytest.Mon
 def test_reports_and_pictures_are_kept_whole(tmp_path: Path) -> None:
     store, config = second_window(tmp_path, drift={"report": True, "permutations": 199, "components": 4})
     report = measure((store, config))
-    assert {"columns.png", "contact.png"} < set(report.files)
+    assert {"drift.html", "drift.png"} < set(report.files)
+    assert report.words.startswith("In window 2, pictures are brighter")
     for name, part in report.files.items():
         assert store.read(part)[:4] == b"\x89PNG" if name.endswith(".png") else store.read(part)
 
@@ -76,8 +80,74 @@ def test_a_slice_that_came_later_does_not_stop_the_report(tmp_path: Path, side: 
     with_site = Frame(**{**vars(sample), "categorical": sample.categorical | {"site": sample.categorical["prediction"]}})
     reference, current = (with_site, sample) if side == "reference" else (sample, with_site)
     (shift,) = stage.compare_all({"r": reference}, current, pipeline(tmp_path).drift, seed=0)
-    files = stage._explain(FolderStore(tmp_path / "reports"), "drift/k", shift, current)
-    assert "columns.png" in files
+    config, store = pipeline(tmp_path), FolderStore(tmp_path / "store")
+    report = stage.judge(shift, current, config.drift, 0, labelled=np.arange(60)).model_copy(update={"key": "k"})
+    tick = journal.outlook(store, stream(store).last())
+    files = stage._explain(store, config, tick, report, [], shift, current)
+    assert "drift.png" in files
+
+
+def points(*exceeds: bool, release: str = "r", alarms: tuple[int, ...] = ()) -> list[DriftPoint]:
+    """A timeline of windows 1, 2, … of one champion."""
+    whole = Interval(value=0.9, low=0.8, high=1.0)
+    return [
+        DriftPoint(
+            seq=i, drift=f"d{i}", release=release, exceeds=yes, alarm=i in alarms, p_value=0.5, reference_accuracy=0.9,
+            estimated_accuracy=whole, at=NOW,
+        )
+        for i, yes in enumerate(exceeds, 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("past", "exceeds", "rules", "alarm", "since"),
+    [
+        ((), True, {}, True, 1),
+        ((), False, {}, False, None),
+        ((False, False), True, {}, True, 3),
+        ((False, True), True, {"alarm_after": 2, "within": 3}, True, 2),
+        ((True, False), True, {"alarm_after": 2, "within": 3}, True, 3),
+        ((True, False), True, {"alarm_after": 2, "within": 2}, False, 3),
+        ((True, True), True, {"alarm_after": 3, "within": 3}, True, 1),
+        ((False, True), True, {"alarm_after": 3, "within": 3}, False, 2),
+        ((True, True), False, {"alarm_after": 2, "within": 3}, False, None),
+    ],
+)
+def test_an_alarm_waits_for_as_many_windows_as_it_was_told(
+    past: tuple[bool, ...], exceeds: bool, rules: dict[str, int], alarm: bool, since: int | None
+) -> None:
+    found = stage.alarm(exceeds, len(past) + 1, points(*past), "r", DriftConfig(**rules))
+    assert found == {"alarm": alarm, "since": since}
+
+
+def test_windows_of_an_earlier_champion_do_not_count_towards_an_alarm() -> None:
+    rules = DriftConfig(alarm_after=2, within=3)
+    assert stage.alarm(True, 3, points(True, True, release="old"), "new", rules) == {"alarm": False, "since": 1}
+
+
+@pytest.mark.parametrize(("windows", "alarm"), [(0, True), (1, True), (2, False), (3, False)])
+def test_after_an_alarm_it_is_silent_for_a_while(windows: int, alarm: bool) -> None:
+    """The alarm was at window 2, this is window 4."""
+    past = points(False, True, True, alarms=(2,))
+    assert stage.alarm(True, 4, past, "r", DriftConfig(cooldown_windows=windows))["alarm"] is alarm
+
+
+def test_the_timeline_remembers_each_window_and_a_rerun_adds_nothing(tmp_path: Path) -> None:
+    store, config = second_window(tmp_path)
+    first = run_window(store, config)
+    arrive(config, 60, start=200, aged=True)
+    second = run_window(store, config)
+    assert first.drift is not None
+    assert second.drift is not None
+    past = stage.timeline(store, 4)
+    assert [(p.seq, p.drift, p.alarm) for p in past] == [
+        (2, first.drift.key, True),
+        (3, second.drift.key, second.drift.alarm),
+    ]
+    before = store.get("timeline/00000003.json")
+    assert drift.detect(store, config, second.tick) == second.drift
+    assert store.get("timeline/00000003.json") == before
+    assert stage.timeline(store, 3) == past[:1]
 
 
 def _frame(folder: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.stats import binomtest, ks_2samp
 
 from everfresh.tasks.config import DriftConfig
 from everfresh.tasks.drift import shift, space
-from everfresh.tasks.drift.detect import agreement, unusual
+from everfresh.tasks.drift.detect import agreement, judge, unusual
 from everfresh.tasks.drift.frame import Frame, concatenate
 from everfresh.tasks.drift.regimes import MIN_SAMPLES, compare_all, mixture, same_season
 from everfresh.tasks.drift.shift import Deals, Shift, classifier_auc, compare, kolmogorov_smirnov, normal_scale
@@ -256,6 +257,24 @@ def test_constant_columns_are_harmless() -> None:
 def test_so_many_components_of_the_embedding_are_tested(components: int) -> None:
     names = [c.name for c in measure(frame(30), frame(25, 1), components=components).columns]
     assert sum(n.startswith("embedding") for n in names) == min(components, 6)
+
+
+def test_a_small_effect_is_no_alarm_however_sure() -> None:
+    found = measure(frame(400), frame(400, 1))
+    tiny = tuple(c.model_copy(update={"statistic": 0.02}) for c in found.columns)
+    sure = replace(found, p_value=0.001, columns=tiny)
+    reports = [judge(sure, frame(400, 1), DriftConfig(min_effect=floor), 0, labelled=np.arange(0)) for floor in (0.01, 0.2)]
+    assert [r.exceeds for r in reports] == [True, False]
+    assert all(r.score == max(0.02, 2 * (r.auc or 0.5) - 1) < 0.2 for r in reports)
+
+
+def test_labels_that_turned_alarm_on_samples_that_did_not_move() -> None:
+    turned = frame(200, 1)
+    turned = altered(turned, labels=(turned.labels + 1) % 3)
+    found = judge(measure(frame(200), turned, permutations=999), turned, DriftConfig(), 0, labelled=np.arange(200))
+    assert (found.moved, found.exceeds) == (False, True)
+    assert found.families[-1].name == "concept"
+    assert found.p_value == pytest.approx(0.001 / 0.2)
 
 
 # --- mixtures and small components -----------------------------------------------------------------------------
