@@ -39,8 +39,8 @@ def estimated_accuracy(reference: Frame, current: Frame, seed: int) -> tuple[flo
 
     The mean of `expect` over the window, not below chance; its difference from the reference shrinks to nothing where it is
     no larger than noise (James & Stein 1961), so a quiet window is expected to do as the reference did. On the reference
-    itself it is exact. The interval joins the bootstrap over both samples with half of the estimated change: that much an
-    estimate without labels may be off.
+    itself it is exact. The interval is for the accuracy on this very window: the bootstrap over both samples, joined with
+    half of the estimated change, for that much an estimate without labels may be off.
 
     Without labelled reference samples, or without a window, the interval is 0…1 and the value what is known: the mean
     confidence of the reference or its accuracy. A frame without classes gives 1 and 1: nothing is lost, nothing is known.
@@ -59,7 +59,8 @@ def estimated_accuracy(reference: Frame, current: Frame, seed: int) -> tuple[flo
     change *= max(0.0, 1 - SHRINK * noise / max(change**2, 1e-12))
     value = float(np.clip(found.accuracy + change, 0, 1))
     rng = np.random.default_rng(seed)
-    spread = theirs[rng.integers(len(theirs), size=(DRAWS, len(theirs)))].mean(axis=1) - found.current.mean()
+    drawn = theirs[rng.integers(len(theirs), size=(DRAWS, len(theirs)))]  # samples, then whether each of them is right
+    spread = (rng.random(drawn.shape) < drawn).mean(axis=1) - theirs.mean()
     spread += found.accuracy - rng.binomial(len(rows), found.accuracy, DRAWS) / len(rows)
     low, high = np.quantile(spread, [0.025, 0.975])
     doubt = abs(change) / 2
