@@ -39,8 +39,8 @@ def estimated_accuracy(reference: Frame, current: Frame, seed: int) -> tuple[flo
 
     The mean of `expect` over the window, not below chance; its difference from the reference shrinks to nothing where it is
     no larger than noise (James & Stein 1961), so a quiet window is expected to do as the reference did. On the reference
-    itself it is exact. The interval joins the bootstrap over both samples with half of the estimated change: that much an
-    estimate without labels may be off.
+    itself it is exact. The interval is for the accuracy on this very window: the bootstrap over both samples, joined with
+    half of the estimated change, for that much an estimate without labels may be off.
 
     Without labelled reference samples, or without a window, the interval is 0…1 and the value what is known: the mean
     confidence of the reference or its accuracy. A frame without classes gives 1 and 1: nothing is lost, nothing is known.
@@ -55,16 +55,22 @@ def estimated_accuracy(reference: Frame, current: Frame, seed: int) -> tuple[flo
     found = expect(reference.take(rows), current)
     ours, theirs = np.sort(found.reference), np.sort(found.current)  # the bootstrap does not depend on the order of rows
     change = max(float(theirs.mean()), min(found.chance, found.accuracy)) - float(ours.mean())
-    noise = float(ours.var() / len(ours) + theirs.var() / len(theirs))
-    change *= max(0.0, 1 - SHRINK * noise / max(change**2, 1e-12))
+    change = _shrunk(change, ours, theirs)
     value = float(np.clip(found.accuracy + change, 0, 1))
     rng = np.random.default_rng(seed)
-    spread = theirs[rng.integers(len(theirs), size=(DRAWS, len(theirs)))].mean(axis=1) - found.current.mean()
+    drawn = theirs[rng.integers(len(theirs), size=(DRAWS, len(theirs)))]  # samples, then whether each of them is right
+    spread = (rng.random(drawn.shape) < drawn).mean(axis=1) - theirs.mean()
     spread += found.accuracy - rng.binomial(len(rows), found.accuracy, DRAWS) / len(rows)
     low, high = np.quantile(spread, [0.025, 0.975])
     doubt = abs(change) / 2
     below, above = float(np.hypot(low, doubt)), float(np.hypot(high, doubt))
     return found.accuracy, Interval(value=value, low=max(0.0, value - below), high=min(1.0, value + above))
+
+
+def _shrunk(change: float, ours: Floats, theirs: Floats) -> float:
+    """A difference of two means, less what their noise would give."""
+    noise = float(ours.var() / len(ours) + theirs.var() / len(theirs))
+    return change * max(0.0, 1 - SHRINK * noise / max(change**2, 1e-12))
 
 
 def slices(reference: Frame, current: Frame) -> tuple[SliceDrift, ...]:
@@ -84,7 +90,8 @@ def slices(reference: Frame, current: Frame) -> tuple[SliceDrift, ...]:
             same = usual == value if len(usual) else np.zeros(len(hit), dtype=bool)
             known = same if same.sum() >= MIN_SLICE else np.ones(len(hit), dtype=bool)
             if samples >= MIN_SLICE:
-                change = float(found.current[values == value].mean() - found.reference[known].mean())
+                ours, theirs = found.reference[known], found.current[values == value]
+                change = _shrunk(float(theirs.mean() - ours.mean()), ours, theirs)
                 measured.append(_slice(column, str(value), int(samples), float(hit[known].mean()), change))
     measured.sort(key=lambda s: (s.estimated_accuracy - s.reference_accuracy, s.column, s.value))
     return tuple(measured[:MOST_SLICES])

@@ -124,6 +124,15 @@ def test_the_estimate_follows_the_model_down() -> None:
     assert estimates[0] - estimates[-1] > 0.3 * (truths[0] - truths[-1])
 
 
+def test_the_interval_holds_the_accuracy_of_a_quiet_window() -> None:
+    held = []
+    for seed in range(60):
+        current = frame(60, 100 + seed)
+        _, estimate = estimated_accuracy(frame(300, seed), current, seed)
+        held.append(estimate.low <= current.correct.mean() <= estimate.high)
+    assert binomtest(sum(held), len(held), 0.95, "less").pvalue > 1e-3
+
+
 def test_a_quiet_window_is_expected_to_be_like_the_reference() -> None:
     for seed in range(10):
         accuracy, estimate = estimated_accuracy(frame(400, seed), frame(50, 100 + seed), seed)
@@ -176,6 +185,14 @@ def test_a_table_without_classes_loses_nothing_and_says_nothing() -> None:
     assert class_shift(scoreless(40), scoreless(30), 0) == ()
     assert slices(scoreless(40), scoreless(30)) == ()
     assert concept(scoreless(40), scoreless(30), 0, 99) is None
+
+
+def test_a_table_without_embeddings_has_its_confidence_alone() -> None:
+    reference, current = (altered(f, embeddings=np.zeros((len(f), 0))) for f in (frame(200), frame(100, 1, sharp=0.3)))
+    accuracy, estimate = estimated_accuracy(reference, current, 0)
+    assert accuracy == reference.correct.mean()
+    assert estimate.value < accuracy
+    assert slices(reference, current)
 
 
 @pytest.mark.parametrize("label", [0, 2])
