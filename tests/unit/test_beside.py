@@ -80,3 +80,25 @@ def test_any_numbers_give_a_record_that_reads_back(first, second, p_value):
     found = differences(pd.DataFrame({"a": first}), pd.DataFrame({"a": second}), [ours("a", p_value)], 0.01)
     assert Differences.from_bytes(found.to_bytes()) == found
     assert bool(found.differing) == (found.columns[0].drifted != found.columns[0].theirs)
+
+
+def test_the_artifact_shows_where_the_two_differ(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from everfresh.flows import artifacts
+    from everfresh.tasks.config import DriftConfig
+    from everfresh.tasks.store import FolderStore
+
+    store = FolderStore(tmp_path)
+    monkeypatch.setattr(artifacts, "open_pipeline", lambda config, tick: store)
+    first = pd.DataFrame({"a": np.arange(200.0), "b": np.arange(200.0)})
+    second = pd.DataFrame({"a": np.arange(200.0) + 30, "b": np.arange(200.0)})
+    for p_value, lines in ((0.06, 3), (0.001, 0)):
+        found = differences(first, second, [ours("a", p_value), ours("b", 1.0)], 0.01)
+        (tmp_path / "found.json").write_bytes(found.to_bytes())
+        part = store.keep_file(f"drift/{lines}/differences.json", tmp_path / "found.json")
+        drift = SimpleNamespace(files={"differences.json": part})
+        shown = artifacts._beside(SimpleNamespace(drift=DriftConfig()), None, drift)
+        assert shown[0].startswith("Of 2 columns we find")
+        assert [len(table.splitlines()) for table in shown[1:]] == ([lines] if lines else [])
+    assert artifacts._beside(SimpleNamespace(drift=DriftConfig()), None, SimpleNamespace(files={})) == []
