@@ -125,9 +125,7 @@ def splits(reference: pa.Table, count: int, rng: np.random.Generator) -> bool:
             beside = differences(*_tables(first, second), drift.report.columns, RATE)
             rings["Evidently, any column"] += any(d.theirs for d in beside.columns)
             rings["Evidently, half of the columns"] += beside.theirs
-    print(
-        f"\n{count:,} random splits within the reference, {2 * WINDOW:,} against {WINDOW} rows, nothing has changed (Evidently: {ASKED}):"
-    )
+    print(f"\n{count:,} random splits within the reference (Evidently: {ASKED}), {2 * WINDOW:,} against {WINDOW} rows:")
     for name, found in rings.items():
         asked = count if name == "ours" else min(count, ASKED)
         interval = binomtest(found, asked).proportion_ci(0.99)
