@@ -5,9 +5,10 @@ HOME_OF_RUNS := $(CURDIR)/run/prefect
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run test test-slow lint format bench bench-seeds bench-pacs bench-harm bench-kill bench-s3 bench-upload lock clean
+.PHONY: help run test test-slow lint format bench bench-seeds bench-pacs bench-kill bench-s3 bench-upload \
+	bench-drift bench-drift-speed bench-harm bench-flights lock clean
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 # The stamp is newer than the lock once everything in it is installed: the next call starts at once.
 .venv/.installed: requirements.lock pyproject.toml
@@ -57,6 +58,12 @@ bench-s3: .venv/.installed ## digits and PACS with the store on S3 and in a fold
 
 bench-upload: .venv/.installed ## a proven upload to S3 against boto3's own, 5 MB to 1 GB
 	$(BIN)/python benchmarks/upload.py
+
+bench-drift-speed: .venv/.installed ## our drift tests against Evidently's preset, 10,000 rows × 542 columns
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/drift_speed.py
+
+bench-flights: .venv/.installed ## drift of the flights of 2013 by month, beside the harm it does; needs FLIGHTS
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/flights_drift.py
 
 lock: .venv/.installed ## resolve anew, hashes and no host names
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import uuid
 from collections.abc import Sequence
 
@@ -42,6 +43,7 @@ def drift_table(config: PipelineConfig, tick: Tick, drift: DriftReport | None) -
         f"The champion's accuracy: {drift.reference_accuracy:.1%} on the reference, {measured}"
         f"{drift.estimated_accuracy.value:.1%} estimated here without labels.",
         f"| column | mean, reference → here | effect (SD) | distance | p, corrected |\n|---|---|---|---|---|\n{rows}",
+        *_beside(config, tick, drift),
         "To open beside this page:\n"
         + "\n".join(f"- `{store.url(part.key)}`" for name, part in drift.files.items() if name.endswith((".html", ".json"))),
     ]
@@ -81,6 +83,26 @@ def name_run(config: PipelineConfig, entries: Sequence[JournalEntry]) -> None:
     windows = f"window {last.seq}" if first.seq == last.seq else f"windows {first.seq}–{last.seq}"
     with get_client(sync_client=True) as client:
         client.update_flow_run(uuid.UUID(flow_run.id), name=f"{config.name} · {windows} · {headline(last)}")
+
+
+def _beside(config: PipelineConfig, tick: Tick, drift: DriftReport) -> list[str]:
+    """Where Evidently's defaults say otherwise than we do, and why."""
+    part = drift.files.get("differences.json")
+    if part is None:
+        return []
+    found = json.loads(open_pipeline(config, tick).read(part))
+    rows = [
+        f"| {d['column']} | {_verdict(d['drifted'])}, p {config.drift.p_words(d['p_value'])} | {_verdict(d['theirs'])}, "
+        f"{d['method']} {'–' if d['score'] is None else format(d['score'], '.2g')} | {d['reason']} |"
+        for d in found["columns"]
+        if d["reason"]
+    ]
+    head = "| column | ours | Evidently's default | why they differ |\n|---|---|---|---|"
+    return [found["words"], "\n".join([head, *rows])] if rows else [found["words"]]
+
+
+def _verdict(drifted: bool) -> str:
+    return "drifted" if drifted else "quiet"
 
 
 def _means(column: ColumnDrift) -> str:

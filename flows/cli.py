@@ -1,7 +1,7 @@
 """``everfresh``: the command line.
 
-Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage or config, 3 a gate rejected the challenger, 130 stopped by
-Ctrl-C.
+Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage or config, 3 a gate rejected the challenger or `compare` found
+drift, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -151,6 +151,55 @@ def monitor(pipeline: Pipeline, as_json: AsJson = False) -> None:
             f"{verdict}: p {config.drift.p_words(drift.p_value)} against {drift.nearest}, "
             f"estimated loss of accuracy {drift.severity:+.1%}\n"
         )
+
+
+@app.command()
+def compare(
+    reference: Annotated[Path, typer.Argument(help="What is normal: .parquet, .csv, .tsv, .jsonl, or a folder of Parquet.")],
+    current: Annotated[Path, typer.Argument(help="What came since, with the same columns.")],
+    rate: Annotated[
+        float, typer.Option("--rate", help="False alarms among windows in which nothing changed.", min=0.0001, max=0.5)
+    ] = 0.01,
+    max_samples: Annotated[
+        int, typer.Option("--max-samples", help="Rows of each table that are tested, drawn at random.", min=20, max=1_000_000)
+    ] = 5_000,
+    ignore: Annotated[list[str] | None, typer.Option("--ignore", help="A column to leave out; repeat it for more.")] = None,
+    categorical: Annotated[
+        list[str] | None, typer.Option("--categorical", help="A column of numbers that are codes; repeat it for more.")
+    ] = None,
+    page: Annotated[Path | None, typer.Option("--html", help="Also write Evidently's page of both samples here.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the samples and the permutations.", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Has this table drifted from that one? Any columns, no model, no pipeline file.
+
+    All columns are tested together at one false-alarm rate. Exit code 0: quiet, or too few rows to test; 3: drift.
+
+    Numbers are compared as numbers, texts and truth values as categories, vectors as embeddings; missing values count too.
+
+    Of points in time and ids only whether they are there is tested. Files may be of any size: they are read once.
+
+    Example: everfresh compare january.parquet february.parquet --ignore row_id --categorical store || echo "look at it"
+    """
+    from everfresh.flows import compare as tables
+
+    drift, config = tables.compare(
+        reference,
+        current,
+        rate=rate,
+        max_samples=max_samples,
+        seed=seed,
+        categorical=categorical or [],
+        ignore=ignore or [],
+        page=page,
+    )
+    if as_json:
+        _print(tables.as_json(drift), as_json=True)
+    else:
+        sys.stdout.write(f"{tables.headline(drift)}\n")
+        _print(tables.column_table(drift, config), as_json=False)
+    if drift.report.alarm:
+        raise typer.Exit(REJECTED)
 
 
 @app.command()

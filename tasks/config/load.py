@@ -251,7 +251,10 @@ def _anchored(config: PipelineConfig, base: Path, label: str) -> PipelineConfig:
     if weights is not None and is_path(weights):
         weights = anchor(weights, "model.weights")
     model = config.model.model_copy(update={"weights": weights})
-    return config.model_copy(update={"store": anchor(config.store, "store"), "source": source, "model": model})
+    drift = config.drift
+    if drift.workspace is not None:
+        drift = drift.model_copy(update={"workspace": anchor(drift.workspace, "drift.workspace")})
+    return config.model_copy(update={"store": anchor(config.store, "store"), "source": source, "model": model, "drift": drift})
 
 
 def is_path(weights: str) -> bool:

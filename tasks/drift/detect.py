@@ -257,7 +257,7 @@ def _explain(
 ) -> dict[str, Part]:
     """The page that explains the drift and Evidently's report, written under a fresh attempt."""
     from everfresh.tasks.drift.explain import page
-    from everfresh.tasks.drift.report import write_report
+    from everfresh.tasks.drift.report import Shelf, write_report
 
     reference = nearest.reference
     attempt = attempt_folder(f"drift/{report.key}")
@@ -266,7 +266,11 @@ def _explain(
     strange, typical = unusual(reference, current, SHOWN)
     with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary:
         here = Path(temporary)
-        files = write_report(reference, current, here)
+        shelf = None
+        if (workspace := config.drift.workspace) and not tick.replay:
+            shelf = Shelf(Path(workspace), config.name, f"window {tick.seq} {report.key}", tick.now)
+        rate = config.drift.false_alarm_rate
+        files = write_report(reference, current, here, columns=report.columns, rate=rate, shelf=shelf)
         files |= page(
             report,
             [*past, point(report, tick)],

@@ -1,9 +1,12 @@
 """Evidently's report beside our own numbers: the page that people of this field know how to read.
 
-The only importer of evidently, and inside the function, since importing it takes seconds. Its verdict is kept
-from contradicting ours for no reason: left alone it calls each column drifted at p < 0.05, uncorrected, and the
-data set only when half of the columns are, so quiet windows show drifted columns and moved ones say "not
-detected". Here a column counts as drifted at 0.05 divided by the number of columns, and the data set when one is.
+``report``, ``beside`` and ``workspace`` are the only importers of evidently, inside their functions, since importing it
+takes seconds. Its verdict is kept from contradicting ours for no reason. Left alone it calls each column drifted at
+p < 0.05, uncorrected, and the data set only when half of the columns are, so quiet windows show drifted columns and
+moved ones say "not detected"; and where the reference has more than 1,000 rows it trades its tests for distances with
+fixed thresholds, which say nothing of chance. Here its tests are asked for by name, so that any number of rows is
+tested; a column counts as drifted at the declared rate divided by the number of columns, and the data set when one is.
+What its defaults would have said stands in ``differences.json``, next to ours and with the reason.
 """
 
 from __future__ import annotations
@@ -15,21 +18,42 @@ import math
 import os
 import re
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from everfresh.tasks.records import ColumnDrift
+
 if TYPE_CHECKING:
     import pandas as pd
 
     from everfresh.tasks.drift.frame import Frame
 
-MAX_ROWS = 1000  # above it Evidently trades its tests for distances with fixed thresholds
+MAX_ROWS = 5_000
 MAX_CATEGORIES = 20
 COMPONENTS = 4
 LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Where a report also becomes a snapshot of an Evidently workspace, for the UI that a team has already."""
+
+    folder: Path
+    """Of the workspace; made if it is not there."""
+    project: str
+    """Its name in the UI: the pipeline's."""
+    run: str
+    """Which window's report it is: the same run is kept once."""
+    at: datetime
+    """When the window came: its place on the time axis."""
+
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -47,39 +71,68 @@ new Response(page).text().then(html => {{ document.open(); document.write(html);
 """
 
 
-def write_report(reference: Frame, current: Frame, folder: Path) -> dict[str, Path]:
+def write_report(
+    reference: Frame,
+    current: Frame,
+    folder: Path,
+    *,
+    columns: Sequence[ColumnDrift] = (),
+    rate: float = LEVEL,
+    shelf: Shelf | None = None,
+) -> dict[str, Path]:
     """Evidently's data drift report over the columns that people can read, as HTML and as JSON.
 
     These are image properties, confidence, prediction, slices, and the first four principal components of the
     embeddings of both frames together ("embedding 1" …). Columns that hold one value in both frames are left
     out, as are those with no finite value in one of them; of a column with many categories the 20 most frequent
-    are told apart. A frame of more than 1,000 samples is cut to a seeded sample of 1,000.
+    are told apart. A frame of more than 5,000 samples is cut to a seeded sample of 5,000.
 
     Args:
         reference: what the window is compared against.
         current: the window.
         folder: where to write; made if it is not there.
+        columns: our own results; those that the report has too are set beside Evidently's default verdict.
+        rate: declared false-alarm rate; each column is tested at its share of it.
+        shelf: the workspace to keep a snapshot in; what goes wrong there is a warning.
 
     Returns:
-        ``evidently.html`` (packed: unpacks itself in the browser, fetches nothing) and ``evidently.json``; nothing
-        where no column varies or a frame is empty.
+        ``evidently.html`` (packed: unpacks itself in the browser, fetches nothing), ``evidently.json`` and, with
+        `columns`, ``differences.json``; nothing where no column varies or a frame is empty.
     """
+    from everfresh.tasks.drift.beside import differences
+
     tables = _tables(reference, current)
     if tables is None:
         return {}
-    html, values = _evidently(*tables)
+    snapshot = _snapshot(*tables, rate, shelf)
     folder.mkdir(parents=True, exist_ok=True)
-    files = {name: folder / name for name in ("evidently.html", "evidently.json")}
-    files["evidently.html"].write_text(_pack(html), encoding="utf-8")
-    files["evidently.json"].write_text(json.dumps(_finite(values), indent=1, allow_nan=False), encoding="utf-8")
-    return files
+    texts = {
+        "evidently.html": _pack(snapshot.get_html_str(as_iframe=False)),
+        "evidently.json": json.dumps(_finite(json.loads(snapshot.json())), indent=1, allow_nan=False),
+    }
+    if columns:
+        texts["differences.json"] = differences(*tables, columns, rate).model_dump_json(indent=1)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    if shelf is not None:
+        from everfresh.tasks.drift.workspace import keep
+
+        keep(snapshot, shelf.folder, shelf.project, shelf.run)
+    return {name: folder / name for name in texts}
 
 
-def _evidently(reference: pd.DataFrame, current: pd.DataFrame) -> tuple[str, dict[str, Any]]:
-    """The page and the numbers."""
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Evidently without its telemetry, the deprecations at its import, and words on constant halves of columns."""
     os.environ.setdefault("DO_NOT_TRACK", "1")
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # deprecations at its import, constant halves of columns in its tests
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _snapshot(reference: pd.DataFrame, current: pd.DataFrame, rate: float, shelf: Shelf | None) -> Any:
+    """Evidently's own result, with its tests."""
+    with quietly():
         from evidently import DataDefinition, Dataset, Report
         from evidently.presets import DataDriftPreset
 
@@ -88,12 +141,23 @@ def _evidently(reference: pd.DataFrame, current: pd.DataFrame) -> tuple[str, dic
             categorical_columns=[name for name in reference if reference[name].dtype.kind != "f"],
         )
         count = reference.shape[1]
-        preset = DataDriftPreset(threshold=LEVEL / count, drift_share=math.floor(100 / count) / 100 or 1 / count)
-        snapshot = Report([preset]).run(
+        preset = DataDriftPreset(
+            threshold=rate / count,
+            drift_share=math.floor(100 / count) / 100 or 1 / count,
+            num_method="ks",
+            per_column_method={name: _test(reference[name], current[name]) for name in definition.categorical_columns},
+        )
+        return Report([preset], include_tests=True).run(
             Dataset.from_pandas(current, data_definition=definition),
             Dataset.from_pandas(reference, data_definition=definition),
+            timestamp=shelf.at if shelf else None,
+            name=shelf.run if shelf else None,
         )
-        return snapshot.get_html_str(as_iframe=False), json.loads(snapshot.json())
+
+
+def _test(reference: pd.Series[Any], current: pd.Series[Any]) -> str:
+    """The test that Evidently takes for this column of categories where it tests at all."""
+    return "z" if len(set(reference) | set(current)) <= 2 else "chisquare"
 
 
 def _tables(reference: Frame, current: Frame) -> tuple[pd.DataFrame, pd.DataFrame] | None:

@@ -539,6 +539,12 @@ def test_relative_paths_start_at_the_files_folder(tmp_path: Path, monkeypatch: p
     assert config.model.weights == str(tmp_path / "w/start.safetensors")
 
 
+def test_a_relative_workspace_starts_at_the_files_folder(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, pipeline(drift__workspace="evidently")))
+    assert config.drift.workspace == str(tmp_path / "evidently")
+    assert load_config(write(tmp_path, pipeline())).drift.workspace is None
+
+
 def test_relative_archives_start_at_the_files_folder(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, pipeline(source={"kind": "shards", "paths": ["a.tar", "/b.tar", "s3://b/c"]})))
     assert config.source.paths == (str(tmp_path / "a.tar"), "/b.tar", "s3://b/c")

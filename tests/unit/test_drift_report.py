@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 
 from everfresh.tasks.drift import report
 from everfresh.tasks.drift.frame import Frame
+from everfresh.tasks.records import ColumnDrift
 
 DIGITS = load_digits()
 CLASSES = tuple(str(n) for n in range(10))
@@ -41,10 +42,6 @@ def frame(rows, *, invert=False, slices=("scanner",)):
         labels=DIGITS.target[rows].astype(np.int64),
         places=(),
     )
-
-
-def bounded(sample):  # take() reads places, which these frames do not have
-    return Frame(**{**vars(sample), "places": ((None, 0),) * len(sample)})
 
 
 def columns_of(path):
@@ -146,9 +143,29 @@ class TestReport:
         assert report.write_report(sample, sample, tmp_path) == {}
         assert report.write_report(frame(np.arange(5)), frame(np.arange(0)), tmp_path) == {}
 
-    def test_large_frames_are_cut_to_the_same_sample(self, tmp_path):
-        reference, current = bounded(frame(np.arange(1200))), bounded(frame(np.arange(1200, 1300)))
-        first, second = (report.write_report(reference, current, tmp_path / name) for name in "ab")
-        scores = columns_of(first["evidently.json"])
-        assert scores == columns_of(second["evidently.json"])
-        assert scores["scanner"] > 0.05  # a p-value still, not a distance
+    def test_its_tests_stand_in_the_json(self, moved):
+        tests = {t["name"]: t["status"] for t in json.loads(moved["evidently.json"].read_text())["tests"]}
+        assert tests["Value Drift for column brightness"] == "FAIL"
+        assert tests["Value Drift for column scanner"] == "SUCCESS"
+
+    def test_large_frames_are_tested_too(self, tmp_path):
+        files = report.write_report(frame(np.arange(1200)), frame(np.arange(1200, 1300)), tmp_path)
+        assert columns_of(files["evidently.json"])["scanner"] > 0.05  # a p-value still, not a distance
+        methods = {
+            m["config"]["method"] for m in json.loads(files["evidently.json"].read_text())["metrics"] if "column" in m["config"]
+        }
+        assert methods == {"ks", "chisquare"}
+
+    def test_larger_frames_are_cut_to_the_same_sample(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(report, "MAX_ROWS", 200)
+        reference, current = frame(np.arange(300)), frame(np.arange(300, 350))
+        first, second = (
+            report.write_report(reference, current, tmp_path / name, columns=[numerical("brightness")])[name_of_file]
+            for name, name_of_file in (("a", "differences.json"), ("b", "differences.json"))
+        )
+        assert first.read_text() == second.read_text()
+        assert json.loads(first.read_text())["rows"] == [200, 50]
+
+
+def numerical(name, effect=1.0, p_value=0.001):
+    return ColumnDrift(name=name, kind="numerical", statistic=0.4, effect=effect, p_value=p_value)
