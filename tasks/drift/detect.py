@@ -63,7 +63,8 @@ def detect(store: Store, config: PipelineConfig, tick: Tick) -> DriftReport:
         )
     past = timeline(store, tick.seq)
     known = [(p.seq, p.release, p.exceeds, p.alarm) for p in past]
-    key = digest_of("drift", 4, tick.view, reference.id, release.id, config.model.precision, config.drift, known)
+    rules = config.drift.model_dump(mode="json", exclude={"workspace"})  # a path of this machine
+    key = digest_of("drift", 4, tick.view, reference.id, release.id, config.model.precision, rules, known)
     report = find(store, f"drift/{key}/record.json", DriftReport) or _measure(
         store, config, tick, release, reference, past, key
     )
