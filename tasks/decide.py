@@ -122,7 +122,8 @@ def _judge(
                     "reference)"
                 )
             if not drift.alarm:
-                return False, f"no drift alarm (p = {drift.p_value:.3g})"
+                early = "the window differs, but it takes more of them to alarm, or the last alarm was just now"
+                return False, f"no drift alarm (p = {drift.p_value:.3g}{f': {early}' if drift.exceeds else ''})"
             harm = f"drift alarm (p = {drift.p_value:.3g}), estimated loss of accuracy {drift.severity:+.1%}"
             return drift.severity >= floor, f"{harm}, {'at least' if drift.severity >= floor else 'below'} {floor:.1%}"
         case OnPerformance(max_drop=most):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,6 @@ from everfresh.tasks.drift.frame import Frame, build
 from everfresh.tasks.drift.regimes import MIN_SAMPLES, closest, compare_all
 from everfresh.tasks.drift.shift import Shift, classifier_auc
 from everfresh.tasks.drift.words import sentence
-from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import ObjectMissing
 from everfresh.tasks.ledger import attempt_folder, find, settle
 from everfresh.tasks.records import (
@@ -39,6 +38,9 @@ from everfresh.tasks.records import (
 )
 from everfresh.tasks.store import Store
 from everfresh.tasks.views import View, seeded_choice
+
+if TYPE_CHECKING:
+    from everfresh.tasks.embeddings import Embedder
 
 SHOWN = 12
 """Pictures on each side of the contact sheet."""
@@ -106,6 +108,8 @@ def _measure(
     past: Sequence[DriftPoint],
     key: str,
 ) -> DriftReport:
+    from everfresh.tasks.embeddings import Embedder  # loads torch, which comparing tables does without
+
     embedder = Embedder.open(
         store, release.spec, release.files["model.safetensors"], config.model.precision, code=config.model.architecture
     )

@@ -11,13 +11,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.views import Sample, View
+
+if TYPE_CHECKING:
+    from everfresh.tasks.embeddings import Embedder
 
 Floats = NDArray[np.float64]
 
@@ -80,6 +82,8 @@ class Frame:
 
 def build(embedder: Embedder, picks: Sequence[tuple[View, NDArray[np.int64]]]) -> Frame:
     """The frame of the given rows of some views, through the embedder's model."""
+    import torch  # a table needs none of it
+
     classes = embedder.spec.classes
     number = {name: i for i, name in enumerate(classes)}
     samples: list[Sample] = []

@@ -19,8 +19,8 @@ Families, each alone a known detector:
 - ``joint``: the same discriminant over all columns and outputs together, as normal scores of their ranks.
 - ``mmd``: maximum mean discrepancy with a Gaussian kernel of median bandwidth by random Fourier features (Gretton et
   al., JMLR 2012; Rahimi & Recht, NeurIPS 2007; Zhao & Meng 2015).
-- ``novelty``: the distance of each row from the pooled centre in whitened embedding space, as a column: a few strange
-  pictures among many ordinary ones.
+- ``novelty``: the distance of each row from the pooled centre in whitened embedding space, as a column of which only more
+  counts: a few strange pictures among many ordinary ones.
 
 Each statistic is brought to one scale through the mean, spread and skewness of its deals (Wilson & Hilferty 1931). A
 family says the most extreme of its statistics; families are combined by the mean of their inverse p-values (harmonic
@@ -247,8 +247,10 @@ def _statistics(columns: list[Column], deals: Deals) -> Floats:
     for start in range(0, len(numerical), per):
         some = numerical[start : start + per]
         features = _above_quantiles(np.stack([columns[i].values for i in some], axis=1))
-        sums = deals.sums(features.reshape(deals.rows, -1)) ** 2
-        table[some] = sums.reshape(len(some), -1, len(deals.inside)).sum(axis=1)
+        sums = deals.sums(features.reshape(deals.rows, -1)).reshape(len(some), -1, len(deals.inside))
+        one_sided = np.array([columns[i].family == "novelty" for i in some])
+        sums[one_sided] = np.maximum(sums[one_sided], 0)
+        table[some] = (sums**2).sum(axis=1)
     for i, column in enumerate(columns):
         if not column.numerical:
             table[i] = (deals.sums(_indicators(column.values)) ** 2).sum(axis=0)
@@ -345,8 +347,9 @@ def _describe(column: Column, reference: int, p_value: float) -> ColumnDrift:
     effect = 0.0
     if len(known[0]) and len(known[1]):
         distance = max(distance, kolmogorov_smirnov(*known))
-        means = float(known[0].mean()), float(known[1].mean())
-        effect = (means[1] - means[0]) / (float(known[0].std()) or 1.0)
+        with np.errstate(over="ignore", invalid="ignore"):  # values near the end of the range
+            means = float(np.nan_to_num(known[0].mean())), float(np.nan_to_num(known[1].mean()))
+            effect = float(np.nan_to_num((means[1] - means[0]) / (float(known[0].std()) or 1.0), posinf=0, neginf=0))
     return ColumnDrift(
         name=column.name,
         kind="numerical",

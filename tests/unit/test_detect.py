@@ -57,7 +57,7 @@ def test_a_second_call_adopts_the_record(tmp_path: Path, monkeypatch: pytest.Mon
     place = clean(tmp_path)
     report = measure(place)
     monkeypatch.setattr(stage, "compare_all", None)
-    monkeypatch.setattr(stage.Embedder, "open", None)
+    monkeypatch.setattr("everfresh.tasks.embeddings.Embedder.open", None)
     store, config = place
     assert drift.detect(store, config, journal.begin(store, journal.outlook(store, stream(store).last()))) == report
 
