@@ -3,7 +3,7 @@
 A shift moves many things at once, so the sentence leads with the one that explains the rest:
 
 - the **classes**, if their estimated shares moved by about as much as a classifier can tell the window apart at all, and
-  by more than any column: a class that vanished drags confidence, probabilities and embedding with it;
+  explain the columns too: a class that vanished drags properties, confidence and embedding with it;
 - pictures **unlike any known**, if the classifier tells them apart far better than any property of the picture would:
   another origin is also brighter or paler, and that is not the point;
 - else the **columns**, by corrected p and then effect: noise, darkness, new categories, missing values.
@@ -77,15 +77,17 @@ def what_moved(report: DriftReport) -> str:
     changed = next(iter(moved_classes(report)), None)
     changes = [abs(c.estimated.value - c.reference) for c in report.classes]
     moved = max(sum(changes) / 2, *changes, 0.0)
-    if changed and moved >= strongest and moved >= (0.8 if novel else 0.4) * apart:
+    if changed and moved >= (1.0 if novel else 0.6) * strongest and moved >= (0.8 if novel else 0.5) * apart:
         return class_words(changed)
     unlike = f"{_noun(report)} {'look' if _pictures(report) else 'are'} {_how_new(novel)}{_told_apart(report)}"
     if _pictures(report) and novel and apart >= 0.5 and not _explained(columns, apart):
         also = next((c for c in columns if c.name in _OF_PICTURES and abs(c.effect) >= 0.5), None)
         return f"{unlike}, also {_adjective(also)}" if also else unlike
     if columns:
-        return _columns_words(report, columns, novel=novel)
-    if changed and moved >= 0.4 * apart:
+        return _columns_words(
+            report, columns, ("" if not novel else " and unlike any known" if apart >= 0.5 else ", some unlike any known")
+        )
+    if changed and moved >= 0.5 * apart:
         return class_words(changed)
     if apart >= 0.2 or any(f.p_value <= CLEAR for f in report.families if f.name in {"classifier", "mmd", "novelty"}):
         return unlike
@@ -115,13 +117,13 @@ def _size(column: ColumnDrift) -> float:
     return max(abs(column.effect) if math.isfinite(column.effect) else 0.0, 2.5 * missing_change(column))
 
 
-def _columns_words(report: DriftReport, columns: list[ColumnDrift], *, novel: bool) -> str:
+def _columns_words(report: DriftReport, columns: list[ColumnDrift], new: str) -> str:
     if not (_pictures(report) and columns[0].name in _OF_PICTURES):
         return " and ".join(column_words(c) for c in columns[:2])
     shown = _properties(columns)
     words = f"pictures are {' and '.join(_adjective(c) for c in shown)}"
     grain = any(c.name in {"sharpness", "contrast"} for c in shown)
-    return f"{words}, some unlike any known" if novel and not grain else words
+    return words if grain else f"{words}{new}"
 
 
 def _properties(columns: list[ColumnDrift]) -> list[ColumnDrift]:

@@ -98,6 +98,16 @@ class TestSentence:
     def test_class_shares(self, reference: float, now: float, words: str) -> None:
         assert f", {words}; " in sentence(report(*picture_columns(), classes=(share("dog", reference, now),)))
 
+    def test_a_vanished_class_leads_though_it_takes_a_property_with_it(self) -> None:
+        moved = picture_columns(column("sharpness", -0.2, 0.01, 0.16))
+        said = sentence(report(*moved, auc=0.55, classes=(share("0", 0.11, 0.0), share("1", 0.1, 0.13))))
+        assert ", class 0 has vanished (11 % → 0 %); " in said
+
+    def test_a_part_of_another_domain_is_told_beside_the_property(self) -> None:
+        moved = picture_columns(column("brightness", 1.7, 0.002, 0.47))
+        said = sentence(report(*moved, auc=0.68, families=(family("novelty", 0.002),)))
+        assert "pictures are brighter (+1.7 SD), some unlike any known; " in said
+
     def test_a_share_within_its_interval_is_not_told(self) -> None:
         assert "dog" not in sentence(report(*picture_columns(), classes=(share("dog", 0.1, 0.11),)))
 
