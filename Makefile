@@ -59,6 +59,9 @@ bench-s3: .venv/.installed ## digits and PACS with the store on S3 and in a fold
 bench-upload: .venv/.installed ## a proven upload to S3 against boto3's own, 5 MB to 1 GB
 	$(BIN)/python benchmarks/upload.py
 
+bench-drift: .venv/.installed ## false alarms and power of drift detection against the literature, an hour; needs DRIFT_DATA and SQUEEZENET
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/drift_quality.py
+
 bench-drift-speed: .venv/.installed ## our drift tests against Evidently's preset, 10,000 rows × 542 columns
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/drift_speed.py
 

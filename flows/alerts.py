@@ -39,7 +39,7 @@ def announce(config: PipelineConfig, tick: Tick | None, what: DriftReport | Jour
 def _identity(what: DriftReport | JournalEntry | AliasMove) -> str:
     match what:
         case DriftReport():
-            return what.key
+            return f"{what.view}-{what.reference}"  # measured again after other windows, it is the same happening
         case JournalEntry():
             return f"{what.seq:08d}-{what.request or 'tick'}"
         case AliasMove():

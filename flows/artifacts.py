@@ -33,7 +33,7 @@ def drift_table(config: PipelineConfig, tick: Tick, drift: DriftReport | None) -
         if drift.labels
         else ""
     )
-    verdict = "**Drift alarm**" if drift.alarm else "No drift" if drift.tested else "Not tested, too few samples"
+    verdict = f"**{drift.verdict.capitalize()}**" if drift.alarm else drift.verdict.capitalize()
     lines = [
         f"## {config.name} · window {tick.seq}: {verdict}",
         *([f"{drift.words}."] if drift.words else []),

@@ -166,7 +166,7 @@ def best(tried: Sequence[Candidate]) -> Candidate | None:
 
 
 def bank_after(tick: Tick, window: Window, drift: DriftReport | None, trust: Trust) -> tuple[Banked, ...]:
-    """The bank with this window in it, if it is labelled and trusted. An alarm makes a regime of its own."""
+    """The bank with this window in it, if it is labelled and trusted. What moved makes a regime of its own."""
     if trust != "trusted" or not window.splits.get("holdout") or any(b.view == window.view for b in tick.bank):
         return tick.bank
     regime = drift.regime if drift and not drift.moved and drift.regime else f"window {tick.seq}"

@@ -233,10 +233,10 @@ class LabelAgreement(Value):
 
 
 class FamilyDrift(Value):
-    """What one family of tests said; `combined` is none of them but all together."""
+    """What one family of tests said."""
 
     name: str
-    """``columns``, ``outputs``, ``classifier``, ``mmd``, ``novelty`` or ``concept``."""
+    """``columns``, ``outputs``, ``components``, ``novelty``, ``joint``, ``classifier``, ``mmd`` or ``concept``."""
     p_value: Share
     """Of this family alone, not corrected for the others."""
 
@@ -286,13 +286,6 @@ class DriftPoint(Record):
         return self.reference_accuracy - self.estimated_accuracy.value
 
 
-class Timeline(Record):
-    """What was measured of the windows so far."""
-
-    points: tuple[DriftPoint, ...]
-    """Oldest first."""
-
-
 class DriftReport(Record):
     """How far the window is from the champion's reference. It measures; `decide` decides."""
 
@@ -338,6 +331,13 @@ class DriftReport(Record):
     """What happened, in a sentence that anybody can read."""
     files: dict[str, Part]
     """Reports and pictures by name."""
+
+    @property
+    def verdict(self) -> str:
+        """In a few words."""
+        if not self.tested:
+            return "drift not tested, too few samples"
+        return "drift alarm" if self.alarm else "drift, but no alarm yet or so soon again" if self.exceeds else "no drift"
 
     @model_validator(mode="before")
     @classmethod

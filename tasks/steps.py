@@ -114,7 +114,7 @@ def detect_drift(config: PipelineConfig, tick: Tick) -> DriftReport | None:
     found = drift.detect(open_pipeline(config, tick), config, tick)
     log.info(
         "%s: p %s against %s; accuracy %.1f%% on the reference, %.1f%% estimated here",
-        "drift alarm" if found.alarm else "no drift" if found.tested else "drift not tested, too few samples",
+        found.verdict,
         config.drift.p_words(found.p_value),
         found.nearest,
         100 * found.reference_accuracy,

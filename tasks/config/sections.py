@@ -246,7 +246,8 @@ class DriftConfig(Section):
     max_samples: int = Field(default=5_000, ge=20, le=1_000_000)
     """At most so many samples of a window and of a reference component are looked at."""
     permutations: int = Field(default=999, ge=99, le=100_000)
-    """Permutations behind each p-value; the smallest possible p is 1 / (permutations + 1)."""
+    """Permutations behind each p-value; the smallest possible p is 1 / (permutations + 1). More are made where part of the
+    false-alarm rate goes to the labels."""
     components: int = Field(default=16, ge=0, le=512)
     """Leading principal components of the embedding that are tested."""
     min_effect: float = Field(default=0.05, ge=0, le=1)
@@ -255,7 +256,7 @@ class DriftConfig(Section):
     """Alarm once so many of the last `within` windows exceeded, this one included."""
     within: int = Field(default=1, ge=1, le=100)
     """Windows that `alarm_after` looks back on, this one included; those of an earlier champion do not count."""
-    cooldown_windows: int = Field(default=0, ge=0, le=10_000)
+    cooldown_windows: int = Field(default=0, ge=0, le=100)
     """Windows after an alarm during which the same champion gets no other."""
     seasonal: tuple[Season, ...] = ()
     """Compare with reference samples of the same `hour` and/or `weekday` as the window's, UTC; needs sample times."""

@@ -104,7 +104,7 @@ def _releases(axes: Axes, points: Sequence[DriftPoint]) -> None:
 
 
 def _legend(drawn: Figure, width: int, *, measured: bool, alarms: bool) -> None:
-    entries = [("● estimated, 95 % interval", RED, True), ("◆ measured on labels", INK, measured), ("▲ alarm", _AMBER, alarms)]
+    entries = [("● estimated, with its range", RED, True), ("◆ measured on labels", INK, measured), ("▲ alarm", _AMBER, alarms)]
     x = 10.0
     for text, colour, there in entries:
         if there:

@@ -6,8 +6,11 @@ is an alarm depends on the windows before it. Nothing is decided here.
 
 from __future__ import annotations
 
+import math
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +36,6 @@ from everfresh.tasks.records import (
     Reference,
     Release,
     Tick,
-    Timeline,
     digest_of,
 )
 from everfresh.tasks.store import Store
@@ -44,8 +46,10 @@ if TYPE_CHECKING:
 
 SHOWN = 12
 """Pictures on each side of the contact sheet."""
+REGIMES_HELD = 4
+"""Regimes of `max_samples` that a reference may hold; more of them share as many samples."""
 TIMELINE, REMEMBERED = "timeline", 100
-"""Where the measurements so far stand, and how many of them."""
+"""Where the measurements so far stand, and of how many windows they are looked at."""
 CONCEPT_SHARE = 0.2
 """Of the false-alarm rate, for errors at equal input where labels tell of them; the other tests share the rest."""
 
@@ -64,23 +68,21 @@ def detect(store: Store, config: PipelineConfig, tick: Tick) -> DriftReport:
             "Let a first window train version 1, or adopt a model."
         )
     past = timeline(store, tick.seq)
-    known = [(p.seq, p.release, p.exceeds, p.alarm) for p in past]
     rules = config.drift.model_dump(mode="json", exclude={"workspace"})  # a path of this machine
-    key = digest_of("drift", 4, tick.view, reference.id, release.id, config.model.precision, rules, known)
-    report = find(store, f"drift/{key}/record.json", DriftReport) or _measure(
-        store, config, tick, release, reference, past, key
-    )
+    same = digest_of("drift", 4, tick.view, reference.id, release.id, config.model.precision, rules)
+    key = digest_of(same, [(p.seq, p.release, p.exceeds, p.alarm) for p in past])  # whether it alarms depends on these
+    report = find(store, f"drift/{key}/record.json", DriftReport)
+    report = report or _measure(store, config, tick, release, reference, past, key, seed=int(same, 16))
     if not tick.request:
-        points = (*past, point(report, tick))[-REMEMBERED:]
-        settle(store, f"{TIMELINE}/{tick.seq:08d}.json", Timeline(points=points))
+        settle(store, f"{TIMELINE}/{tick.seq:08d}-{release.id}.json", point(report, tick))
     return report
 
 
 def timeline(store: Store, before: int) -> tuple[DriftPoint, ...]:
-    """What was measured of the windows before one, oldest first, at most REMEMBERED of them."""
+    """What was measured of the last REMEMBERED windows before one, oldest first; one point a window and champion."""
     keys = (i.key for i in store.list(TIMELINE, after=f"{TIMELINE}/{max(0, before - REMEMBERED):08d}"))
-    last = max((key for key in keys if key < f"{TIMELINE}/{before:08d}"), default=None)
-    return Timeline.from_bytes(store.get(last), last).points if last else ()
+    found = [DriftPoint.from_bytes(store.get(k), k) for k in takewhile(lambda k: k < f"{TIMELINE}/{before:08d}", keys)]
+    return tuple(sorted(found, key=lambda p: (p.seq, p.at)))
 
 
 def point(report: DriftReport, tick: Tick) -> DriftPoint:
@@ -107,15 +109,17 @@ def _measure(
     reference: Reference,
     past: Sequence[DriftPoint],
     key: str,
+    seed: int,
 ) -> DriftReport:
     from everfresh.tasks.embeddings import Embedder  # loads torch, which comparing tables does without
 
     embedder = Embedder.open(
         store, release.spec, release.files["model.safetensors"], config.model.precision, code=config.model.architecture
     )
-    most, view, seed = config.drift.max_samples, View(store, tick.view), int(key, 16)
+    most, view = config.drift.max_samples, View(store, tick.view)
     rows = _unlearnt(view, release)
-    current = build(embedder, [(view, rows[seeded_choice(len(rows), most, key)])])
+    current = build(embedder, [(view, rows[seeded_choice(len(rows), most, f"{seed:x}")])])
+    most = min(most, max(MIN_SAMPLES, REGIMES_HELD * most // len(reference.components)))
     components = {c.name: _component(store, embedder, c.views, c.splits, most, tick.view) for c in reference.components}
     shifts = compare_all(components, current, config.drift, seed)
     single = [s for s in shifts if s.name in components]
@@ -148,11 +152,15 @@ def judge(nearest: Shift, current: Frame, config: DriftConfig, seed: int, *, lab
     reference = nearest.reference
     accuracy, estimate = harm.estimated_accuracy(reference, current, seed)
     auc = classifier_auc(reference, current, seed) if nearest.columns else None
-    concept = harm.concept(reference, current.take(labelled), seed, config.permutations) if nearest.columns else None
+    rate = config.false_alarm_rate
+    enough = max(config.permutations, math.ceil(1 / (rate * CONCEPT_SHARE)))
+    concept = harm.concept(reference, current.take(labelled), seed, enough) if nearest.columns else None
+    labels = agreement(current.take(labelled))
     score = max(nearest.score, 2 * (auc or 0.5) - 1)
     share = CONCEPT_SHARE if concept is not None else 0.0
-    moved = nearest.p_value <= config.false_alarm_rate * (1 - share) and score >= config.min_effect
-    turned = concept is not None and concept <= config.false_alarm_rate * share
+    moved = nearest.p_value <= rate * (1 - share) and score >= config.min_effect
+    change = abs(labels.champion.value - accuracy) if labels else 0.0
+    turned = concept is not None and concept <= rate * share and change >= config.min_effect
     families = nearest.families + ((FamilyDrift(name="concept", p_value=concept),) if concept is not None else ())
     p_values = [nearest.p_value / (1 - share), *([] if concept is None else [concept / share])]
     return DriftReport(
@@ -176,7 +184,7 @@ def judge(nearest: Shift, current: Frame, config: DriftConfig, seed: int, *, lab
         reference_accuracy=accuracy,
         estimated_accuracy=estimate,
         severity=accuracy - estimate.value,
-        labels=agreement(current.take(labelled)),
+        labels=labels,
         files={},
     )
 
@@ -295,7 +303,10 @@ def _caption(frame: Frame, row: int) -> str:
 
 
 def unusual(reference: Frame, current: Frame, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of the most unusual current and the most typical reference samples, by distance to nearest references."""
+    """Rows of the most unusual current and the most typical reference samples, by distance to nearest references.
+
+    The typical ones are of all predicted classes in turn: the tightest class would take all places.
+    """
     from sklearn.neighbors import NearestNeighbors
 
     scale = reference.embeddings.std(axis=0) + 1e-9
@@ -304,4 +315,11 @@ def unusual(reference: Frame, current: Frame, count: int) -> tuple[NDArray[np.in
     index = NearestNeighbors(n_neighbors=neighbours + 1).fit(ours)
     away = index.kneighbors(theirs, neighbours)[0].mean(axis=1)
     inside = index.kneighbors(ours)[0][:, 1:].mean(axis=1)
-    return np.argsort(-away, kind="stable")[:count], np.argsort(inside, kind="stable")[:count]
+    closest_first = np.argsort(inside, kind="stable")
+    seen: Counter[int] = Counter()
+    turns = []
+    for row in closest_first:
+        predicted = int(reference.probabilities[row].argmax())
+        turns.append(seen[predicted])
+        seen[predicted] += 1
+    return np.argsort(-away, kind="stable")[:count], closest_first[np.argsort(turns, kind="stable")][:count]

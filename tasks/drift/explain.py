@@ -38,6 +38,8 @@ _SHARES_WIDTH = 310
 _FAMILIES = {
     "columns": "columns",
     "outputs": "the model's answers",
+    "components": "embedding, by direction",
+    "joint": "columns and answers together",
     "classifier": "classifier",
     "mmd": "embedding (MMD)",
     "novelty": "novelty",

@@ -73,12 +73,12 @@ def sd(effect: float) -> str:
 
 def percent(share: float) -> str:
     """A share as people say it."""
-    return f"{share:.0%}".replace("%", " %")
+    return f"{share:.0%}".replace("%", "\u00a0%")  # a line never ends between the two
 
 
 def p_words(p: float) -> str:
     """A p-value in two digits."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.1g}" if p < 0.1 else f"p = {p:.2f}".rstrip("0")
+    return "p < 0.001" if p < 0.001 else f"p = {p:.1g}" if p < 0.1 else f"p = {p:.2f}".rstrip("0").rstrip(".")
 
 
 def short(name: str, most: int = 24) -> str:

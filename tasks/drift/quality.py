@@ -69,6 +69,8 @@ class Counted:
     below: int = 0
     above: int = 0
     new: Counter[str] = field(default_factory=Counter)
+    uncounted: int = 0
+    """Rows with other new values than those in `new`."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def compared(reference: Scan, current: Scan) -> tuple[ColumnQuality, ...]:
             infinite=(ours.infinite, theirs.infinite),
             below=theirs.below,
             above=theirs.above,
-            new=theirs.new.total(),
+            new=theirs.new.total() + theirs.uncounted,
             new_values=tuple(value for value, _ in theirs.new.most_common(SHOWN)),
         )
         for (name, ours), theirs in zip(reference.columns.items(), current.columns.values(), strict=True)
@@ -166,6 +168,8 @@ class Reservoir:
         """Offer the next rows."""
         keys = self._rng.random(len(batch))
         chosen = np.flatnonzero(keys < self._bound)
+        if not len(chosen) and self._pieces:
+            return
         self._pieces.append(batch.take(chosen))  # a copy: the batch itself goes
         self._keys.append(keys[chosen])
         self._held += len(chosen)
@@ -220,6 +224,10 @@ def _count_texts(column: pa.ChunkedArray, counters: Counted, known: Counted | No
     elif known is not None and known.values:
         strange = filled.filter(pc.invert(pc.is_in(filled, value_set=pa.array(sorted(known.values), pa.string()))))
         counters.new.update({row["values"].as_py(): row["counts"].as_py() for row in strange.value_counts()} if strange else {})
+        if len(counters.new) > 2 * MOST_VALUES:  # of very many the rare ones are only counted
+            kept = dict(counters.new.most_common(MOST_VALUES))
+            counters.uncounted += counters.new.total() - sum(kept.values())
+            counters.new = Counter(kept)
 
 
 def _batches(source: pa.Table | Path, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -273,7 +281,7 @@ class _readable:  # noqa: N801 - reads as a `with` clause
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, (pa.ArrowException, OSError, UnicodeDecodeError)):
-            words = " ".join(str(error).split())[:300]
+            words = " ".join(str(error).replace(str(self._path), self._path.name).split())[:300]
             raise DataError(
                 f"{self._path} must be readable as what its name says, got: {words}. "
                 "Repair it, or write it as Parquet, which knows the types of its columns."

@@ -7,6 +7,7 @@ where there are several, their best mixture.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -34,8 +35,10 @@ def compare_all(components: Mapping[str, Frame], current: Frame, config: DriftCo
         return [Shift(name, 1.0, (), frame, {}) for name, frame in components.items()]
     if (mixed := mixture(references, current, seed)) is not None and len(mixed) >= MIN_SAMPLES:
         references["mixture"] = mixed
+    # part of the rate may go to the labels; what is left must be within reach
+    enough = max(config.permutations, math.ceil(1.25 / config.false_alarm_rate))
     return [
-        compare(name, frame, current, components=config.components, permutations=config.permutations, seed=seed)
+        compare(name, frame, current, components=config.components, permutations=enough, seed=seed)
         for name, frame in references.items()
     ]
 
@@ -110,9 +113,15 @@ def same_season(reference: Frame, current: Frame, seasons: Sequence[Season]) -> 
     if sum(wanted.values()) * 2 < len(current):
         return reference
     size = min(counts[c] / n for c, n in wanted.items())
-    rows = [np.flatnonzero(ours == c)[: max(1, int(size * n))] for c, n in wanted.items()]
+    rows = [_evenly(np.flatnonzero(ours == c), max(1, int(size * n))) for c, n in wanted.items()]
     found = reference.take(np.sort(np.concatenate(rows)))
     return found if len(found) >= MIN_SAMPLES else reference
+
+
+def _evenly(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """So many of the rows, from all along them: old and new ones."""
+    picked: NDArray[np.int64] = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]
+    return picked
 
 
 def _cells(times: NDArray[np.datetime64], seasons: Sequence[Season]) -> NDArray[np.int64]:

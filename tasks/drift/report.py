@@ -179,7 +179,7 @@ def _tables(reference: Frame, current: Frame) -> tuple[pd.DataFrame, pd.DataFram
     kept = {name: values for name, values in sorted(columns.items()) if _comparable(values, first)}
     if not kept:
         return None
-    pooled = pd.DataFrame(kept)
+    pooled = pd.DataFrame({_harmless(name): values for name, values in kept.items()})
     return pooled.iloc[:first].reset_index(drop=True), pooled.iloc[first:].reset_index(drop=True)
 
 
@@ -207,7 +207,12 @@ def _categories(values: NDArray[Any]) -> NDArray[Any]:
     """Categories as text, the rare ones of many as one."""
     names, counts = np.unique(values, return_counts=True)
     frequent = set(names[np.argsort(-counts, kind="stable")[:MAX_CATEGORIES]])
-    return np.array([str(v) or "(none)" if v in frequent else "(other)" for v in values], dtype=object)
+    return np.array([_harmless(str(v)) or "(none)" if v in frequent else "(other)" for v in values], dtype=object)
+
+
+def _harmless(text: str) -> str:
+    """Text of other people as Evidently's page may hold it: it puts names and categories into a script as they are."""
+    return text.replace("<", "‹").replace(">", "›")
 
 
 def _comparable(values: NDArray[Any], first: int) -> bool:

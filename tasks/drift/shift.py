@@ -49,12 +49,10 @@ QUANTILES = np.array([0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8,
 """Of the pooled rows, above which the window's rows are counted."""
 MOST_CLASSES = 64
 """Class probabilities that are tested: those that vary most over all rows."""
-MOST_CATEGORIES = 32
-"""Of one column, that the discriminant over columns knows."""
-BLOCK = 20_000
-"""Rows of the deals that are multiplied at once: bounds memory."""
+MOST_CATEGORIES = 64
+"""Of one column."""
 CELLS = 20_000_000
-"""Cells of a column's features held at once."""
+"""Numbers of deals, or of columns' features, that are held as floats at once: bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +110,9 @@ class Deals:
     def sums(self, features: Single) -> Floats:
         """Sums (F, B + 1) over the window's rows of features (N, F) of mean 0, in standard deviations of a deal."""
         total = np.zeros((len(self.inside), features.shape[1]))
-        for start in range(0, self.rows, BLOCK):
-            stop = start + BLOCK
+        block = max(1, CELLS // len(self.inside))
+        for start in range(0, self.rows, block):
+            stop = start + block
             total += self.inside[:, start:stop].astype(np.float32) @ features[start:stop]
         spread = np.sqrt(self.current * (self.rows - self.current) / max(self.rows - 1, 1))
         scaled: Floats = total.T / max(spread, 1e-12)
@@ -215,7 +214,7 @@ def _rank(deals: Floats, observed: Floats) -> Floats:
 
 
 def _columns(reference: Frame, current: Frame, space: Space) -> Iterator[Column]:
-    """All single columns; one that a frame lacks is left out."""
+    """All single columns. One that only the window has is left out; a slice that it has lost is missing throughout."""
 
     def pooled(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.concatenate([ours, theirs]).astype(np.float64)
@@ -224,9 +223,9 @@ def _columns(reference: Frame, current: Frame, space: Space) -> Iterator[Column]
         if name in current.numerical:
             yield Column(name, "columns", pooled(values, current.numerical[name]))
     for name, words in reference.categorical.items():
-        if name in current.categorical:
-            family = "outputs" if name == "prediction" else "columns"
-            yield Column(name, family, np.concatenate([words, current.categorical[name]]))
+        family = "outputs" if name == "prediction" else "columns"
+        lost = np.full(len(current), "", dtype=np.str_)
+        yield Column(name, family, np.concatenate([words, current.categorical.get(name, lost)]))
     probabilities = pooled(reference.probabilities, current.probabilities)
     for i in sorted(np.argsort(-probabilities.std(axis=0), kind="stable")[:MOST_CLASSES]):
         yield Column(f"P({reference.classes[i]})", "outputs", probabilities[:, i])
@@ -285,9 +284,14 @@ def _above_quantiles(values: NDArray[np.float64]) -> Single:
 
 
 def _indicators(words: NDArray[np.str_]) -> Single:
-    """(N, K) indicators of the categories, scaled so that their squares add up to Pearson's chi-squared."""
-    _, codes = np.unique(words, return_inverse=True)
-    one_hot = np.eye(int(codes.max(initial=0)) + 1, dtype=np.float32)[codes]
+    """(N, K) indicators of the categories, most frequent first, scaled so that their squares add up to Pearson's chi-squared.
+
+    The rare ones of many, counted over all rows, are one.
+    """
+    _, codes, counts = np.unique(words, return_inverse=True, return_counts=True)
+    place = np.empty(len(counts), dtype=np.int64)
+    place[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
+    one_hot = np.eye(min(len(counts), MOST_CATEGORIES), dtype=np.float32)[np.minimum(place, MOST_CATEGORIES - 1)[codes]]
     shares = one_hot.mean(axis=0)
     scaled: Single = (one_hot - shares) / np.sqrt(np.maximum(shares, 1e-12))
     return scaled
@@ -301,7 +305,7 @@ def _joint(columns: list[Column]) -> Single:
     parts = []
     for column in columns:
         if column.family in {"columns", "outputs"}:
-            part = _normal_scores(column.values) if column.numerical else _indicators(column.values)[:, :MOST_CATEGORIES]
+            part = _normal_scores(column.values) if column.numerical else _indicators(column.values)
             parts.append(_standardised(part))
     found = np.concatenate(parts, axis=1) if parts else np.zeros((0, 0), np.float32)
     kept: Single = found[:, found.any(axis=0)]

@@ -22,6 +22,8 @@ from everfresh.tasks.records import ClassShift, ColumnDrift, DriftReport
 
 HOLDS = 0.01
 """Loss of accuracy that is none."""
+MISTAKEN = 0.25
+"""Estimated loss of accuracy from which on other answers are the champion's mistakes and no other classes."""
 MOST = 200
 """Letters of a sentence, about."""
 _ADJECTIVES = {
@@ -74,7 +76,7 @@ def what_moved(report: DriftReport) -> str:
     strongest = max((c.statistic for c in columns), default=0.0)
     apart = _apart(report)
     novel = any(f.name == "novelty" and f.p_value <= CLEAR for f in report.families)
-    changed = next(iter(moved_classes(report)), None)
+    changed = next(iter(moved_classes(report)), None) if report.severity < MISTAKEN else None
     changes = [abs(c.estimated.value - c.reference) for c in report.classes]
     moved = max(sum(changes) / 2, *changes, 0.0)
     if changed and moved >= (1.0 if novel else 0.6) * strongest and moved >= (0.8 if novel else 0.5) * apart:

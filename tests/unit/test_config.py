@@ -212,7 +212,7 @@ BOUNDS: list[tuple[str, Any]] = [
     ("drift.components", -1), ("drift.components", 513),
     ("drift.min_effect", -0.01), ("drift.min_effect", 1.01),
     ("drift.alarm_after", 0), ("drift.alarm_after", 101), ("drift.within", 0), ("drift.within", 101),
-    ("drift.cooldown_windows", -1), ("drift.cooldown_windows", 10_001),
+    ("drift.cooldown_windows", -1), ("drift.cooldown_windows", 101),
     ("policy.cooldown_windows", -1), ("policy.cooldown_windows", 10_001),
     ("policy.adequate_drop", -0.01), ("policy.adequate_drop", 1.01),
     ("fine_tune.epochs", 0), ("fine_tune.epochs", 10_001),

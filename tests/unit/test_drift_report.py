@@ -143,6 +143,14 @@ class TestReport:
         assert report.write_report(sample, sample, tmp_path) == {}
         assert report.write_report(frame(np.arange(5)), frame(np.arange(0)), tmp_path) == {}
 
+    def test_names_and_categories_of_others_are_no_script(self, tmp_path):
+        evil = "</script><script>alert(1)</script>"
+        reference, current = frame(np.arange(60)), frame(np.arange(60, 90))
+        for sample in (reference, current):
+            sample.categorical[evil] = np.array([evil, "b"] * (len(sample) // 2))
+        files = report.write_report(reference, current, tmp_path, columns=[numerical("brightness")])
+        assert evil not in unpacked(files["evidently.html"])
+
     def test_its_tests_stand_in_the_json(self, moved):
         tests = {t["name"]: t["status"] for t in json.loads(moved["evidently.json"].read_text())["tests"]}
         assert tests["Value Drift for column brightness"] == "FAIL"

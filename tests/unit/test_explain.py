@@ -186,7 +186,7 @@ class TestParts:
 
     def test_a_panel_tells_missing_values(self) -> None:
         gone = column("air_time", 0.1, 0.004, missing=(0.01, 0.2))
-        assert pictures.moved(gone) == "missing 1 % → 20 %, p = 0.004"
+        assert pictures.moved(gone).replace("\u00a0", " ") == "missing 1 % → 20 %, p = 0.004"
 
     def test_tiny_pictures_show_their_pixels(self) -> None:
         tile = pictures.thumbnail(png(3), 96)

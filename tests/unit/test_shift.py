@@ -172,8 +172,7 @@ def test_the_distance_of_numbers_is_kolmogorov_smirnov_with_ties(ours: list[int]
 
 def test_deals_in_many_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = measure(frame(30), frame(30, 1))
-    monkeypatch.setattr(shift, "BLOCK", 7)
-    monkeypatch.setattr(shift, "CELLS", 500)
+    monkeypatch.setattr(shift, "CELLS", 700)
     parts = measure(frame(30), frame(30, 1))
     assert [(c.name, c.p_value) for c in parts.columns] == [(c.name, c.p_value) for c in whole.columns]
     assert parts.p_value == whole.p_value
@@ -213,11 +212,17 @@ def test_a_category_that_is_new_is_seen() -> None:
     assert site.statistic == site.effect == pytest.approx(0.5, abs=0.15)
 
 
-@pytest.mark.parametrize("side", [0, 1])
-def test_a_slice_that_only_one_side_has_is_left_out(side: int) -> None:
-    pair = [frame(30), frame(30, 1)]
-    pair[side] = altered(pair[side], categorical={"prediction": pair[side].categorical["prediction"]})
-    assert "site" not in {c.name for c in measure(*pair).columns}
+def test_a_slice_that_came_later_is_left_out_and_a_lost_one_is_missing() -> None:
+    plain = [altered(f, categorical={"prediction": f.categorical["prediction"]}) for f in (frame(30), frame(30, 1))]
+    assert "site" not in {c.name for c in measure(plain[0], frame(30, 1)).columns}
+    site = next(c for c in measure(frame(30), plain[1], permutations=199).columns if c.name == "site")
+    assert (site.missing, site.p_value, site.statistic) == ((0, 1), 1 / 200, 1)
+
+
+def test_the_rare_ones_of_ten_thousand_categories_are_one() -> None:
+    found = shift._indicators(np.array([f"id {i}" for i in range(10_000)] + ["often"] * 50))
+    assert found.shape == (10_050, shift.MOST_CATEGORIES)
+    assert found[-1, 0] > 0
 
 
 @pytest.mark.parametrize("small", [0, 100])

@@ -20,8 +20,14 @@ from support.drifted import (
     share,
 )
 
-from everfresh.tasks.drift.words import sentence
+from everfresh.tasks.drift import words
 from everfresh.tasks.records import ClassShift, ColumnDrift, DriftReport, FamilyDrift, Interval, LabelAgreement, SliceDrift
+
+
+def sentence(report: DriftReport, window: int | None = None) -> str:
+    """As people read it: a space that never ends a line is a space."""
+    return words.sentence(report, window).replace("\u00a0", " ")
+
 
 
 class TestSentence:
