@@ -29,7 +29,6 @@ def sentence(report: DriftReport, window: int | None = None) -> str:
     return words.sentence(report, window).replace("\u00a0", " ")
 
 
-
 class TestSentence:
     def test_the_example_of_the_issue(self) -> None:
         dark = report(*picture_columns(column("brightness", -0.8, 0.001)), slices=(part("dog", 0.9, 0.5),))
