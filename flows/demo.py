@@ -247,7 +247,7 @@ def _closing_words(
         f"  the picture            {here / 'fresh.png'}  ({here / page.name} in a browser)\n"
         f"  every tick             {tool}everfresh history {here / 'pipeline.yaml'}\n"
         f"  where it stands        {tool}everfresh status {here / 'pipeline.yaml'}\n"
-        f"  the drift reports      {here / 'store/digits/drift'}/*/attempts/*/evidently.html\n"
+        f"  the drift reports      {here / 'store/digits/drift'}/*/attempts/*/drift.html\n"
         f"  these runs in Prefect  {prefect} server start   then open http://127.0.0.1:4200\n"
         f"  go back                {tool}everfresh rollback {here / 'pipeline.yaml'}\n"
         f"  your own model         {tool}everfresh init pipeline.yaml",
