@@ -24,7 +24,7 @@ def drift_table(config: PipelineConfig, tick: Tick, drift: DriftReport | None) -
         return
     store = open_pipeline(config, tick)
     rows = "\n".join(
-        f"| {c.name} | {_means(c)} | {c.effect:+.2f} | {c.statistic:.2f} | {config.drift.p_words(c.p_value)} |"
+        f"| {c.name.replace('|', '¦')} | {_means(c)} | {c.effect:+.2f} | {c.statistic:.2f} | {config.drift.p_words(c.p_value)} |"
         for c in drift.columns[:SHOWN_COLUMNS]
     )
     measured = (
@@ -39,7 +39,8 @@ def drift_table(config: PipelineConfig, tick: Tick, drift: DriftReport | None) -
         *([f"{drift.words}."] if drift.words else []),
         *([_picture(config, tick, drift.files["drift.png"], "drift.png")] if "drift.png" in drift.files else []),
         f"p {config.drift.p_words(drift.p_value)} against `{drift.nearest}` ({drift.reference_samples} reference, "
-        f"{drift.current_samples} current samples; an alarm needs p ≤ {config.drift.false_alarm_rate:.2g}).",
+        f"{drift.current_samples} current samples; an alarm needs p ≤ {config.drift.false_alarm_rate:.2g} and an effect of "
+        f"{config.drift.min_effect:g}, here {drift.score:.2f}).",
         f"The champion's accuracy: {drift.reference_accuracy:.1%} on the reference, {measured}"
         f"{drift.estimated_accuracy.value:.1%} estimated here without labels.",
         f"| column | mean, reference → here | effect (SD) | distance | p, corrected |\n|---|---|---|---|---|\n{rows}",
