@@ -23,10 +23,7 @@ def drift_table(config: PipelineConfig, tick: Tick, drift: DriftReport | None) -
     if drift is None:
         return
     store = open_pipeline(config, tick)
-    rows = "\n".join(
-        f"| {c.name.replace('|', '¦')} | {_means(c)} | {c.effect:+.2f} | {c.statistic:.2f} | {config.drift.p_words(c.p_value)} |"
-        for c in drift.columns[:SHOWN_COLUMNS]
-    )
+    rows = "\n".join(_row(c, config.drift.p_words(c.p_value)) for c in drift.columns[:SHOWN_COLUMNS])
     measured = (
         f"{drift.labels.champion.value:.1%} measured here on {drift.labels.samples} labels (which agree with their "
         f"neighbours {drift.labels.neighbours:.1%}, {drift.labels.chance:.1%} by chance), "
@@ -104,6 +101,11 @@ def _beside(config: PipelineConfig, tick: Tick, drift: DriftReport) -> list[str]
 
 def _verdict(drifted: bool) -> str:
     return "drifted" if drifted else "quiet"
+
+
+def _row(column: ColumnDrift, p: str) -> str:
+    name = column.name.replace("|", "¦")  # which would end the cell
+    return f"| {name} | {_means(column)} | {column.effect:+.2f} | {column.statistic:.2f} | {p} |"
 
 
 def _means(column: ColumnDrift) -> str:
