@@ -52,7 +52,7 @@ def test_the_log_of_a_run_tells_each_step_in_a_sentence(played: Pipeline, server
     told = server.logs(the_run(played, server)["id"])
     for words in (
         "window 2: 90 samples",
-        "drift alarm: p ≤ 0.0063 against",
+        "drift alarm: p ≤ 0.0062 against",
         "retrain: drift",
         "passed better: ",
     ):
