@@ -7,7 +7,6 @@ is an alarm depends on the windows before it. Nothing is decided here.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from itertools import takewhile
@@ -38,7 +37,7 @@ from everfresh.tasks.records import (
     Tick,
     digest_of,
 )
-from everfresh.tasks.store import Store
+from everfresh.tasks.store import Store, scratch
 from everfresh.tasks.views import View, seeded_choice
 
 if TYPE_CHECKING:
@@ -277,8 +276,7 @@ def _explain(
     shared = reference.categorical.keys() & current.categorical.keys()
     values = nearest.values | {c: (reference.categorical[c], current.categorical[c]) for c in shared}
     strange, typical = unusual(reference, current, SHOWN)
-    with tempfile.TemporaryDirectory(prefix="everfresh-") as temporary:
-        here = Path(temporary)
+    with scratch() as here:
         shelf = None
         if (workspace := config.drift.workspace) and not tick.replay:
             shelf = Shelf(Path(workspace), config.name, f"window {tick.seq} {report.key}", tick.now)
