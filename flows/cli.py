@@ -177,7 +177,8 @@ def compare(
 
     Numbers are compared as numbers, texts and truth values as categories, vectors as embeddings; missing values count too.
 
-    Of points in time and ids only whether they are there is tested. Files may be of any size: they are read once.
+    Of points in time and ids in text only whether they are there is tested; a number that counts rows always grows, so
+    leave it out with --ignore. Files may be of any size: they are read once.
 
     Example: everfresh compare january.parquet february.parquet --ignore row_id --categorical store || echo "look at it"
     """

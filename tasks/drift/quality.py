@@ -281,7 +281,7 @@ class _readable:  # noqa: N801 - reads as a `with` clause
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, (pa.ArrowException, OSError, UnicodeDecodeError)):
-            words = " ".join(str(error).replace(str(self._path), self._path.name).split())[:300]
+            words = " ".join(str(error).replace(str(self._path), self._path.name).split())[:300].rstrip(".")
             raise DataError(
                 f"{self._path} must be readable as what its name says, got: {words}. "
                 "Repair it, or write it as Parquet, which knows the types of its columns."
