@@ -20,6 +20,8 @@ from everfresh.tasks.drift.shift import Shift, compare
 
 MIN_SAMPLES = 10
 """With fewer samples on either side nothing is tested."""
+ENOUGH, QUARTER = 50, 0.25
+"""Samples from which on a regime is heard whatever the window's size, and share of a smaller window that is as good."""
 MIN_SHARE = 0.05
 """Of a component in a mixture; less is left out."""
 
@@ -27,18 +29,21 @@ MIN_SHARE = 0.05
 def compare_all(components: Mapping[str, Frame], current: Frame, config: DriftConfig, seed: int) -> list[Shift]:
     """The window against each component and, where there are several, against their best mixture.
 
-    A component with too few samples is left out: any window would fit it.
+    A component with too few samples is left out, for any window would fit it: with fewer than `MIN_SAMPLES` always, with
+    fewer than `ENOUGH` and than a `QUARTER` of the window where there is a better one.
     """
     seasonal = {name: same_season(frame, current, config.seasonal) for name, frame in components.items()}
     references = {name: frame for name, frame in seasonal.items() if len(frame) >= MIN_SAMPLES}
+    enough = min(ENOUGH, QUARTER * len(current))
+    references = {name: frame for name, frame in references.items() if len(frame) >= enough} or references
     if len(current) < MIN_SAMPLES or not references:
         return [Shift(name, 1.0, (), frame, {}) for name, frame in components.items()]
     if (mixed := mixture(references, current, seed)) is not None and len(mixed) >= MIN_SAMPLES:
         references["mixture"] = mixed
     # part of the rate may go to the labels; what is left must be within reach
-    enough = max(config.permutations, math.ceil(1.25 / config.false_alarm_rate))
+    permutations = max(config.permutations, math.ceil(1.25 / config.false_alarm_rate))
     return [
-        compare(name, frame, current, components=config.components, permutations=enough, seed=seed)
+        compare(name, frame, current, components=config.components, permutations=permutations, seed=seed)
         for name, frame in references.items()
     ]
 

@@ -321,6 +321,17 @@ def test_a_component_too_small_to_test_does_not_hide_drift() -> None:
     assert max(s.p_value for s in found) == 0.001
 
 
+def test_a_regime_far_smaller_than_the_window_is_heard_only_where_there_is_no_better() -> None:
+    dozen = frame(12, 9)
+    both = compare_all({"photo": frame(200, 1), "dozen": dozen}, frame(300, 3, move=0.5), DriftConfig(), seed=0)
+    assert "dozen" not in {s.name for s in both}
+    assert max(s.p_value for s in both) == 0.001
+    (alone,) = compare_all({"dozen": dozen}, frame(300, 3), DriftConfig(), seed=0)
+    assert alone.p_value > 0.01
+    small = compare_all({"photo": frame(200, 1), "dozen": dozen}, frame(40, 3), DriftConfig(), seed=0)
+    assert {"photo", "dozen"} <= {s.name for s in small}
+
+
 @pytest.mark.parametrize(("reference", "current"), [(MIN_SAMPLES - 1, 60), (60, MIN_SAMPLES - 1), (60, 0)])
 def test_with_too_few_samples_nothing_is_tested(reference: int, current: int) -> None:
     (found,) = compare_all({"photo": frame(reference)}, frame(current, 1, move=5), DriftConfig(), seed=0)
