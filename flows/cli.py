@@ -147,10 +147,7 @@ def monitor(pipeline: Pipeline, as_json: AsJson = False) -> None:
         sys.stdout.write("nothing new, or no champion yet\n")
     else:
         verdict = "ALARM" if drift.alarm else drift.verdict
-        sys.stdout.write(
-            f"{verdict}: p {config.drift.p_words(drift.p_value)} against {drift.nearest}, "
-            f"estimated loss of accuracy {drift.severity:+.1%}\n"
-        )
+        sys.stdout.write(f"{verdict}: p {config.drift.p_words(drift.p_value)} against {drift.nearest}, {drift.loss}\n")
 
 
 @app.command()

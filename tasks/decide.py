@@ -124,7 +124,7 @@ def _judge(
             if not drift.alarm:
                 early = "the window differs, but it takes more of them to alarm, or the last alarm was just now"
                 return False, f"no drift alarm (p = {drift.p_value:.3g}{f': {early}' if drift.exceeds else ''})"
-            harm = f"drift alarm (p = {drift.p_value:.3g}), estimated loss of accuracy {drift.severity:+.1%}"
+            harm = f"drift alarm (p = {drift.p_value:.3g}), {drift.loss}"
             return drift.severity >= floor, f"{harm}, {'at least' if drift.severity >= floor else 'below'} {floor:.1%}"
         case OnPerformance(max_drop=most):
             if drift.labels is None:

@@ -81,6 +81,10 @@ class Interval(Value):
     low: float
     high: float
 
+    @property
+    def width(self) -> float:
+        return self.high - self.low
+
 
 class Cursor(Value):
     """How far the source was read: the set of (key, version) seen, as one immutable object."""
@@ -281,8 +285,8 @@ class DriftPoint(Record):
     at: AwareDatetime
 
     @property
-    def severity(self) -> float:
-        """Estimated loss of accuracy."""
+    def estimated_loss(self) -> float:
+        """Of accuracy, without labels."""
         return self.reference_accuracy - self.estimated_accuracy.value
 
 
@@ -323,7 +327,7 @@ class DriftReport(Record):
     estimated_accuracy: Interval
     """Accuracy on this window estimated without its labels."""
     severity: float
-    """Estimated loss of accuracy against the reference; negative if it is expected to gain."""
+    """Loss of `accuracy` against the reference; negative if it gains."""
     labels: LabelAgreement | None
     since: int | None = None
     """First window of the unbroken run of exceeding windows that this one ends; None if it does not exceed."""
@@ -331,6 +335,21 @@ class DriftReport(Record):
     """What happened, in a sentence that anybody can read."""
     files: dict[str, Part]
     """Reports and pictures by name."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether enough labels have come for them to tell the accuracy more narrowly than the estimate does."""
+        return self.labels is not None and self.labels.champion.width <= self.estimated_accuracy.width
+
+    @property
+    def accuracy(self) -> Interval:
+        """Of the champion on this window: measured on labels, or estimated without, whichever is known more narrowly."""
+        return self.labels.champion if self.labels is not None and self.measured else self.estimated_accuracy
+
+    @property
+    def loss(self) -> str:
+        """The severity in words."""
+        return f"{'measured' if self.measured else 'estimated'} loss of accuracy {self.severity:+.1%}"
 
     @property
     def verdict(self) -> str:

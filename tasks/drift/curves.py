@@ -36,7 +36,7 @@ def timeline(points: Sequence[DriftPoint], since: int | None, width: int) -> Fig
     _heading(drawn, "Accuracy lost since the champion was proven, in points")
     x = np.array([p.seq for p in points], dtype=float)
     proven = np.array([p.reference_accuracy for p in points])
-    loss = np.array([p.severity for p in points]) * 100
+    loss = np.array([p.estimated_loss for p in points]) * 100
     # the interval of the loss is that of the accuracy, turned over
     worst = (proven - np.array([p.estimated_accuracy.low for p in points])) * 100
     least = (proven - np.array([p.estimated_accuracy.high for p in points])) * 100

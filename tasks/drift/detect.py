@@ -68,7 +68,7 @@ def detect(store: Store, config: PipelineConfig, tick: Tick) -> DriftReport:
         )
     past = timeline(store, tick.seq)
     rules = config.drift.model_dump(mode="json", exclude={"workspace"})  # a path of this machine
-    same = digest_of("drift", 4, tick.view, reference.id, release.id, config.model.precision, rules)
+    same = digest_of("drift", 5, tick.view, reference.id, release.id, config.model.precision, rules)
     key = digest_of(same, [(p.seq, p.release, p.exceeds, p.alarm) for p in past])  # whether it alarms depends on these
     report = find(store, f"drift/{key}/record.json", DriftReport)
     report = report or _measure(store, config, tick, release, reference, past, key, seed=int(same, 16))
@@ -162,7 +162,7 @@ def judge(nearest: Shift, current: Frame, config: DriftConfig, seed: int, *, lab
     turned = concept is not None and concept <= rate * share and change >= config.min_effect
     families = nearest.families + ((FamilyDrift(name="concept", p_value=concept),) if concept is not None else ())
     p_values = [nearest.p_value / (1 - share), *([] if concept is None else [concept / share])]
-    return DriftReport(
+    report = DriftReport(
         key="",
         view="",
         reference="",
@@ -182,10 +182,11 @@ def judge(nearest: Shift, current: Frame, config: DriftConfig, seed: int, *, lab
         slices=harm.slices(reference, current) if nearest.columns else (),
         reference_accuracy=accuracy,
         estimated_accuracy=estimate,
-        severity=accuracy - estimate.value,
+        severity=0.0,
         labels=labels,
         files={},
     )
+    return report.model_copy(update={"severity": accuracy - report.accuracy.value})
 
 
 def alarm(exceeds: bool, seq: int, past: Sequence[DriftPoint], release: str, config: DriftConfig) -> dict[str, Any]:

@@ -203,7 +203,7 @@ def _notes(report: DriftReport) -> list[str]:
 
 
 def _timeline_alt(points: Sequence[DriftPoint]) -> str:
-    said = ", ".join(f"{p.seq}: {p.severity * 100:.0f}{' (alarm)' if p.alarm else ''}" for p in points[-12:])
+    said = ", ".join(f"{p.seq}: {p.estimated_loss * 100:.0f}{' (alarm)' if p.alarm else ''}" for p in points[-12:])
     return f"Estimated loss of accuracy in points by window. {said}".replace("-", "−")
 
 

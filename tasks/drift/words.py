@@ -176,9 +176,8 @@ def _model_words(report: DriftReport) -> str:
 
 
 def accuracy(report: DriftReport) -> str:
-    """What it costs: measured where labels have come, else estimated."""
-    kind, now = ("measured", report.labels.champion.value) if report.labels else ("estimated", report.estimated_accuracy.value)
-    now = min(1.0, max(0.0, now))
+    """What it costs: measured where enough labels have come, else estimated."""
+    kind, now = "measured" if report.measured else "estimated", min(1.0, max(0.0, report.accuracy.value))
     if report.reference_accuracy - now < HOLDS:
         return f"{kind} accuracy holds ({report.reference_accuracy:.2f} → {now:.2f})"
     return f"{kind} accuracy {report.reference_accuracy:.2f} → {now:.2f}"
@@ -186,11 +185,11 @@ def accuracy(report: DriftReport) -> str:
 
 def worst(report: DriftReport) -> str:
     """The slice that loses most, if anything is lost and it loses more than the whole does."""
-    now = report.labels.champion.value if report.labels else report.estimated_accuracy.value
-    if not report.slices or report.reference_accuracy - now < HOLDS:
+    if not report.slices or report.reference_accuracy - report.accuracy.value < HOLDS:
         return ""
     first = max(report.slices, key=lambda s: s.reference_accuracy - s.estimated_accuracy)
-    if first.reference_accuracy - first.estimated_accuracy < max(0.02, report.severity):
+    whole = report.reference_accuracy - report.estimated_accuracy.value  # slices are estimated, labels or not
+    if first.reference_accuracy - first.estimated_accuracy < max(0.02, whole):
         return ""
     if first.column in {"prediction", "predicted class"}:
         return f"worst for class {short(first.value)}"

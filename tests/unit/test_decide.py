@@ -166,6 +166,7 @@ DRIFT, HARM, COUNT, AGE = OnDrift(min_severity=0.02), OnPerformance(max_drop=0.0
         (DRIFT, {"drift": drift(alarm=True, severity=0.1)}, True, "estimated loss of accuracy +10.0%, at least 2.0%"),
         (DRIFT, {"drift": drift(alarm=True, severity=0.02)}, True, "+2.0%, at least 2.0%"),
         (DRIFT, {"drift": drift(alarm=True, severity=0.01)}, False, "+1.0%, below 2.0%"),
+        (DRIFT, {"drift": drift(alarm=True, severity=0.1, labels=agreement(0.8))}, True, "measured loss of accuracy +10.0%"),
         (DRIFT, {"drift": drift(severity=0.3)}, False, "no drift alarm (p = 0.4)"),
         (HARM, {"drift": drift(labels=agreement(0.7))}, True, "accuracy 70.0% against 90.0%: dropped by 20.0 points"),
         (HARM, {"drift": drift(labels=agreement(0.88))}, False, "88.0% against 90.0%: no drop of 5.0 points"),

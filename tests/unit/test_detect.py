@@ -49,7 +49,7 @@ def test_a_quiet_window_is_quiet_and_an_aged_one_alarms(tmp_path: Path) -> None:
     assert quiet.labels.champion.value > 0.8 > aged.labels.champion.value
     assert quiet.current_samples == 60
     assert quiet.labels.samples == 40  # the hold-out's labels are for the gates alone
-    assert aged.severity == pytest.approx(aged.reference_accuracy - aged.estimated_accuracy.value)
+    assert aged.severity == pytest.approx(aged.reference_accuracy - aged.accuracy.value)
     assert quiet.reference_accuracy == aged.reference_accuracy
 
 

@@ -14,6 +14,7 @@ from support.drifted import (
     QUIET,
     column,
     family,
+    measured,
     part,
     picture_columns,
     report,
@@ -202,3 +203,14 @@ def test_any_report_gives_a_sentence_that_fits_its_verdict(found: DriftReport, w
     assert ("too few samples" in said) == (not found.tested)
     if found.tested and not (found.exceeds or found.alarm):
         assert "what the champion was proven on" in said
+
+
+def test_accuracy_is_measured_where_labels_tell_it_more_narrowly_than_the_estimate_does() -> None:
+    few = LabelAgreement(samples=12, champion=Interval(value=0.5, low=0.25, high=0.75), neighbours=0.9, chance=0.1)
+    known = report(now=0.8, labels=measured(0.5))
+    assert (known.measured, known.accuracy.value) == (True, 0.5)
+    assert words.accuracy(known) == "measured accuracy 0.93 → 0.50"
+    guessed = report(now=0.8, labels=few)
+    assert (guessed.measured, guessed.accuracy.value) == (False, 0.8)
+    assert words.accuracy(guessed) == "estimated accuracy 0.93 → 0.80"
+    assert report(now=0.8).accuracy.value == 0.8
