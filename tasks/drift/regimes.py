@@ -20,7 +20,7 @@ from everfresh.tasks.drift.shift import Shift, compare
 
 MIN_SAMPLES = 10
 """With fewer samples on either side nothing is tested."""
-ENOUGH, QUARTER = 50, 0.25
+ENOUGH, TENTH = 50, 0.1
 """Samples from which on a regime is heard whatever the window's size, and share of a smaller window that is as good."""
 MIN_SHARE = 0.05
 """Of a component in a mixture; less is left out."""
@@ -30,11 +30,11 @@ def compare_all(components: Mapping[str, Frame], current: Frame, config: DriftCo
     """The window against each component and, where there are several, against their best mixture.
 
     A component with too few samples is left out, for any window would fit it: with fewer than `MIN_SAMPLES` always, with
-    fewer than `ENOUGH` and than a `QUARTER` of the window where there is a better one.
+    fewer than `ENOUGH` and than a `TENTH` of the window where there is a better one.
     """
     seasonal = {name: same_season(frame, current, config.seasonal) for name, frame in components.items()}
     references = {name: frame for name, frame in seasonal.items() if len(frame) >= MIN_SAMPLES}
-    enough = min(ENOUGH, QUARTER * len(current))
+    enough = min(ENOUGH, TENTH * len(current))
     references = {name: frame for name, frame in references.items() if len(frame) >= enough} or references
     if len(current) < MIN_SAMPLES or not references:
         return [Shift(name, 1.0, (), frame, {}) for name, frame in components.items()]
