@@ -355,8 +355,8 @@ class FineTuneConfig(Section):
     """Random resized crops in `full` and `pretrained`, and flips where left and right do not matter."""
     replay_max_samples: int = Field(default=5_000, ge=0, le=10_000_000)
     """Samples of earlier trusted windows that are trained on again; 0 trains on the new window only."""
-    checkpoint_every: int = Field(default=1, ge=1, le=10_000)
-    """Epochs between two checkpoints; a killed run loses at most so many."""
+    checkpoint_every: int = Field(default=100, ge=1, le=1_000_000)
+    """Steps between two checkpoints, of which the newest two are kept; a killed run loses at most so many."""
     seed: int = Field(default=0, ge=0, le=4_294_967_295)
     """Seed of weights, order and augmentation."""
 

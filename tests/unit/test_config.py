@@ -221,7 +221,7 @@ BOUNDS: list[tuple[str, Any]] = [
     ("fine_tune.weight_decay", -0.1), ("fine_tune.weight_decay", 1.1),
     ("fine_tune.label_smoothing", -0.1), ("fine_tune.label_smoothing", 1),
     ("fine_tune.replay_max_samples", -1), ("fine_tune.replay_max_samples", 10_000_001),
-    ("fine_tune.checkpoint_every", 0), ("fine_tune.checkpoint_every", 10_001),
+    ("fine_tune.checkpoint_every", 0), ("fine_tune.checkpoint_every", 1_000_001),
     ("fine_tune.seed", -1), ("fine_tune.seed", 2**32),
 ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.loop import arrive, open_tick, pipeline, second_window
 
-from everfresh.tasks import fine_tune as stage
-from everfresh.tasks import ingest, journal, models
+from everfresh.tasks import images, ingest, journal, models
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import DataError, TrainingError
-from everfresh.tasks.fine_tune import _as_linear, _equal_share, _Trainer, fine_tune
+from everfresh.tasks.fine_tune import fine_tune, stage
+from everfresh.tasks.fine_tune import trainer as training
+from everfresh.tasks.fine_tune.checkpoint import Checkpoints, Progress
+from everfresh.tasks.fine_tune.head import as_linear
+from everfresh.tasks.fine_tune.interrupt import stoppable
+from everfresh.tasks.fine_tune.pool import equal_share
+from everfresh.tasks.fine_tune.trainer import Batches, Trainer
 from everfresh.tasks.ledger import find
 from everfresh.tasks.records import Candidate, Release, Tick
 from everfresh.tasks.store import FolderStore
@@ -66,7 +72,7 @@ def test_two_stores_end_in_the_same_weights(tmp_path: Path, rung: str) -> None:
 
 def test_a_second_call_adopts_the_first(later: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made = train(later, "full")
-    monkeypatch.setattr(_Trainer, "run", None)
+    monkeypatch.setattr(Trainer, "run", None)
     assert train(later, "full") == made
 
 
@@ -84,59 +90,144 @@ def test_another_seed_request_or_setting_is_another_candidate(later: Any) -> Non
 
 # --- crashes -------------------------------------------------------------------------------------------------
 
+AUGMENTED = {"fine_tune": {"epochs": 4, "batch_size": 5, "learning_rate": 0.005, "augment": "crop_flip", "checkpoint_every": 2}}
+STEPS = 16  # 18 training samples: 4 steps an epoch, so that a checkpoint falls into the middle of one and onto its end
+
 
 def crash(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """The first run dies after so many epochs."""
-    epoch, done = _Trainer._epoch, []
+    """The first run dies in the step after so many."""
+    step, done = Trainer._step, []
 
-    def dies(self: _Trainer, *arguments: Any) -> tuple[float, float]:
-        if len(done) == after:
-            done.append(0)
-            raise KeyboardInterrupt
+    def dies(self: Trainer, *arguments: Any) -> None:
         done.append(0)
-        return epoch(self, *arguments)
+        if len(done) == after + 1:
+            raise MemoryError
+        step(self, *arguments)
 
-    monkeypatch.setattr(_Trainer, "_epoch", dies)
+    monkeypatch.setattr(Trainer, "_step", dies)
 
 
-AUGMENTED = {"fine_tune": {"epochs": 4, "batch_size": 8, "learning_rate": 0.005, "augment": "crop_flip"}}
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the steps that are done from now on."""
+    trained: list[int] = []
+    step = Trainer._step
+
+    def noted(self: Trainer, pictures: Any, rows: Any, number: int, steps: int) -> None:
+        trained.append(number)
+        step(self, pictures, rows, number, steps)
+
+    monkeypatch.setattr(Trainer, "_step", noted)
+    return trained
+
+
+def checkpoints(store: FolderStore) -> list[int]:
+    """Steps after which checkpoints stand in the store."""
+    names = [i.key.rpartition("/")[2] for i in store.list("candidates") if "/checkpoint-" in i.key]
+    return sorted(int(name.split("-")[1]) for name in names)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return train(first(tmp_path_factory.mktemp("whole"), **AUGMENTED), "pretrained").weights.sha256
+    return train(first(tmp_path_factory.mktemp("whole"), 36, **AUGMENTED), "pretrained").weights.sha256
 
 
-@pytest.mark.parametrize("after", [0, 1, 2, 3])
+@pytest.mark.parametrize("after", [0, 1, 2, 3, 4, 7, 11, 14, 15])
 def test_a_run_that_was_killed_ends_in_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: str, after: int
 ) -> None:
-    place = first(tmp_path, **AUGMENTED)
+    place = first(tmp_path, 36, **AUGMENTED)
     crash(monkeypatch, after)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(MemoryError):
         train(place, "pretrained")
-    trained: list[int] = []
-    epoch = _Trainer._epoch
-    monkeypatch.setattr(_Trainer, "_epoch", lambda self, p, number: trained.append(number) or epoch(self, p, number))
+    trained = watch(monkeypatch)
+    made = train(place, "pretrained")
+    assert made.weights.sha256 == uninterrupted
+    assert trained == list(range(after // 2 * 2, STEPS))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_told_to_stop_keeps_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: str, number: signal.Signals
+) -> None:
+    place = first(tmp_path, 36, **AUGMENTED)
+    step = Trainer._step
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+
+    def told(self: Trainer, pictures: Any, rows: Any, at: int, steps: int) -> None:
+        step(self, pictures, rows, at, steps)
+        if at == 4:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Trainer, "_step", told)
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
+        train(place, "pretrained")
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert checkpoints(place[0]) == [4, 5]
+    monkeypatch.setattr(Trainer, "_step", step)
+    trained = watch(monkeypatch)
     assert train(place, "pretrained").weights.sha256 == uninterrupted
-    assert trained == list(range(after, 4))
+    assert trained == list(range(5, STEPS))
 
 
-def test_checkpoints_are_as_far_apart_as_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = first(tmp_path, fine_tune={"epochs": 4, "checkpoint_every": 2, "augment": "none"})
+def test_a_second_signal_ends_at_once() -> None:
+    stops = []
+
+    def told_twice() -> None:
+        with stoppable() as stop:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                stops.append(stop.asked)
+                signal.raise_signal(number)
+            pytest.fail("the second one must end it")
+
+    with pytest.raises(KeyboardInterrupt):
+        told_twice()
+    assert stops == [None, signal.SIGTERM]
+
+
+def test_a_handler_that_only_takes_note_does_not_let_half_a_training_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: noted.append(number))
+    try:
+        with pytest.raises(SystemExit, match="143"), stoppable():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert noted == [signal.SIGTERM]
+
+
+def test_only_the_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    place = first(tmp_path, 36, **AUGMENTED)
     train(place, "pretrained")
-    kept = [i.key.rpartition("/")[2] for i in place[0].list("candidates") if "/checkpoint-" in i.key]
-    assert len(kept) == 1
-    assert kept[0].startswith("checkpoint-00002-")
+    assert checkpoints(place[0]) == [12, 14]  # the last step needs none
+
+
+def test_the_cost_counts_what_a_killed_run_has_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = first(tmp_path, 36, **AUGMENTED)
+    crash(monkeypatch, 12)
+    with pytest.raises(MemoryError):
+        train(place, "pretrained")
+    spent = []
+    load = Checkpoints.load
+
+    def noted(self: Checkpoints, *arguments: Any) -> Any:
+        found = load(self, *arguments)
+        spent.append(found.seconds)
+        found.seconds = 1000.0
+        return found
+
+    monkeypatch.setattr(Checkpoints, "load", noted)
+    made = train(place, "pretrained")
+    assert 0 < spent[0] < 60
+    assert made.cost.device_seconds > 1000
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one byte", "empty"])
 def test_a_damaged_checkpoint_falls_back_to_an_older_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    place = first(tmp_path, **AUGMENTED)
-    crash(monkeypatch, 3)
-    with pytest.raises(KeyboardInterrupt):
+    place = first(tmp_path, 36, **AUGMENTED)
+    crash(monkeypatch, 11)
+    with pytest.raises(MemoryError):
         train(place, "pretrained")
     newest = sorted((tmp_path / "store").rglob("checkpoint-*"), key=lambda p: p.name)[-1]
     data = newest.read_bytes()
@@ -144,13 +235,80 @@ def test_a_damaged_checkpoint_falls_back_to_an_older_one(
     broken = {"truncated": data[:middle], "empty": b"", "one byte": data[:middle] + b"\xff" + data[middle + 1 :]}
     assert broken["one byte"] != data
     newest.write_bytes(broken[damage])
-    trained: list[int] = []
-    epoch = _Trainer._epoch
-    monkeypatch.setattr(_Trainer, "_epoch", lambda self, p, number: trained.append(number) or epoch(self, p, number))
+    trained = watch(monkeypatch)
     assert train(place, "pretrained").weights.sha256 == uninterrupted
-    assert trained == [2, 3]
+    assert trained == list(range(8, STEPS))
     assert "cannot be read" in caplog.text
     assert "trying an older one" in caplog.text
+
+
+@given(st.integers(1, 200), st.integers(2, 50), st.integers(1, 4), st.integers(0, 9), st.data())
+def test_a_resumed_order_is_the_rest_of_the_whole_one(
+    samples: int, size: int, epochs: int, seed: int, data: st.DataObject
+) -> None:
+    batches = Batches(samples, size, epochs, seed)
+    whole = [rows.tolist() for rows in batches.rows(Progress())]
+    assert len(whole) == batches.steps == batches.each * epochs
+    done = data.draw(st.integers(0, batches.steps))
+    assert [rows.tolist() for rows in batches.rows(Progress(done))] == whole[done:]
+    assert all(len(rows) > 1 for rows in whole)
+    for epoch in range(epochs):
+        seen = [row for rows in whole[epoch * batches.each : (epoch + 1) * batches.each] for row in rows]
+        left_out = 1 if samples > 1 and samples % size == 1 else 0
+        assert len(set(seen)) == samples - left_out
+
+
+# --- a loss that is not finite -------------------------------------------------------------------------------------
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, when: Any) -> None:
+    """Pictures turn into NaN in some steps: ``when(step, scale)``."""
+    step = Trainer._step
+
+    def poisoned(self: Trainer, pictures: Any, rows: Any, number: int, steps: int) -> None:
+        sick = when(number, self.progress.scale)
+        monkeypatch.setattr(
+            training, "normalise", (lambda pixels, *_: pixels.float() * float("nan")) if sick else images.normalise
+        )
+        step(self, pictures, rows, number, steps)
+
+    monkeypatch.setattr(Trainer, "_step", poisoned)
+
+
+@pytest.mark.parametrize(("at", "again"), [(0, 0), (1, 0), (7, 6)])
+def test_after_a_loss_that_is_not_finite_it_goes_back_once_at_a_lower_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, at: int, again: int
+) -> None:
+    place = first(tmp_path, 36, **AUGMENTED)
+    poison(monkeypatch, lambda step, scale: step == at and scale == 1)
+    trained = watch(monkeypatch)
+    made = train(place, "pretrained")
+    assert trained == [*range(at + 1), *range(again, STEPS)]
+    assert "going back, at a tenth of the learning rate" in caplog.text
+    assert all(t.isfinite().all() for t in models.load(place[0], made.spec, made.weights).state_dict().values())
+
+
+def test_a_loss_that_stays_not_finite_names_the_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = first(tmp_path)
+    poison(monkeypatch, lambda *_: True)
+    with pytest.raises(TrainingError, match=r"got nan in epoch 1, step 1, at a tenth of the rate too.*\(now 0.005\)"):
+        train(place, "pretrained")
+
+
+def test_weights_that_are_not_finite_never_become_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = first(tmp_path, 36, **AUGMENTED)
+    step = Trainer._step
+
+    def breaks(self: Trainer, pictures: Any, rows: Any, number: int, steps: int) -> None:
+        step(self, pictures, rows, number, steps)
+        if number == 5 and self.progress.scale == 1:
+            with torch.no_grad():
+                next(self.module.parameters()).fill_(float("inf"))
+
+    monkeypatch.setattr(Trainer, "_step", breaks)
+    trained = watch(monkeypatch)
+    train(place, "pretrained")
+    assert trained == [*range(6), *range(4, STEPS)]
 
 
 # --- what is trained on ------------------------------------------------------------------------------------------
@@ -160,14 +318,14 @@ def test_a_damaged_checkpoint_falls_back_to_an_older_one(
 def test_only_training_samples_are_replayed(later: Any, monkeypatch: pytest.MonkeyPatch, rung: str) -> None:
     store, _, tick = later
     pools: list[tuple[str, Any]] = []
-    pool = stage._pool
+    pool = stage.pool_of
 
     def watched(window: Any, earlier: Any, split: Any, *rest: Any) -> Any:
         made = pool(window, earlier, split, *rest)
         pools.append((split, made))
         return made
 
-    monkeypatch.setattr(stage, "_pool", watched)
+    monkeypatch.setattr(stage, "pool_of", watched)
     made = train(later, rung)
     for split, found in pools:
         assert {v.samples[int(r)].split for v, rows in found.parts for r in rows} == {split}
@@ -188,7 +346,7 @@ def test_replay_is_bounded_and_can_be_off(later: Any) -> None:
 
 @given(st.lists(st.integers(0, 5_000), max_size=12), st.integers(1, 5_000))
 def test_an_equal_share_stays_within_the_bound(counts: list[int], most: int) -> None:
-    cap = _equal_share(counts, most)
+    cap = equal_share(counts, most)
     total = sum(min(c, cap) for c in counts)
     assert total <= most or cap == 1
     assert cap >= 1
@@ -272,7 +430,7 @@ def test_a_class_that_was_never_seen_is_not_predicted(bias: bool) -> None:
     features = rng.normal(size=(60, 5)) + 3 * np.eye(5)[labels]
     centre, scale = (features.mean(axis=0) if bias else np.zeros(5)), features.std(axis=0)
     fit = LogisticRegression(fit_intercept=bias).fit((features - centre) / scale, labels)
-    weight, offset = _as_linear(fit, centre, scale, 4)
+    weight, offset = as_linear(fit, centre, scale, 4)
     scores = torch.from_numpy(features).float() @ weight.T + offset
     np.testing.assert_array_equal(scores.argmax(dim=1).numpy(), fit.predict((features - centre) / scale))
     assert bias or not offset[[0, 2, 3]].any()
@@ -284,7 +442,7 @@ def test_two_classes_of_the_regression_become_two_rows() -> None:
     features = np.random.default_rng(0).normal(size=(40, 3))
     labels = (features[:, 0] > 0).astype(int)
     fit = LogisticRegression().fit(features, labels)
-    weight, bias = _as_linear(fit, np.zeros(3), np.ones(3), 2)
+    weight, bias = as_linear(fit, np.zeros(3), np.ones(3), 2)
     scores = torch.from_numpy(features).float() @ weight.T + bias
     np.testing.assert_allclose(scores.softmax(dim=1).numpy(), fit.predict_proba(features), atol=1e-5)
 
@@ -306,13 +464,6 @@ def test_a_window_without_training_samples_is_refused(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "store")
     with pytest.raises(DataError, match=r"window 1 must have labelled training samples of model.classes, got none"):
         fine_tune(store, config, open_tick(store, config), "full")
-
-
-def test_a_loss_that_is_not_finite_names_the_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, config, tick = first(tmp_path)
-    monkeypatch.setattr(stage, "normalise", lambda pixels, *_: pixels.float() * float("nan"))
-    with pytest.raises(TrainingError, match=r"got nan in epoch 1, step 1\. Lower fine_tune.learning_rate \(now 0.005\)"):
-        fine_tune(store, config, tick, "pretrained")
 
 
 def test_a_window_of_one_training_sample_trains(tmp_path: Path) -> None:

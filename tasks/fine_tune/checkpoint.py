@@ -1,0 +1,111 @@
+"""Checkpoints of a training run: in the store, under the digest of their own bytes, the newest two kept.
+
+A checkpoint holds all that the next step depends on: weights, optimizer, random state, the sums of the running epoch, the
+learning rate's scale and the number of steps done; the order of an epoch follows from (seed, epoch). So a run that goes
+on from one ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from everfresh.tasks.errors import DigestMismatch, StoreError
+from everfresh.tasks.store import Store, file_digest, scratch
+
+log = logging.getLogger(__name__)
+
+KEPT = 2
+"""Checkpoints of an attempt that stay; an older one serves where the newest was damaged."""
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    """Steps done."""
+    scale: float = 1.0
+    """Of the learning rate; below 1 once the loss was not finite."""
+    seconds: float = 0.0
+    """Spent on those steps, by whoever did them."""
+    random: dict[str, Tensor] = field(default_factory=dict)
+    """State of the generators after those steps, where a checkpoint told; for `restore`."""
+
+    def restore(self) -> None:
+        """Draw from here as the run would have that wrote the checkpoint."""
+        if "random" in self.random:
+            torch.set_rng_state(self.random["random"])
+        if "random.cuda" in self.random and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self.random["random.cuda"])
+
+
+class Checkpoints:
+    """The checkpoints of one candidate, whoever wrote them; this run writes under its own attempt.
+
+    Args:
+        store: of the pipeline.
+        folder: of the candidate.
+        attempt: of this run, below `folder`.
+    """
+
+    def __init__(self, store: Store, folder: str, attempt: str) -> None:
+        self.store, self.folder, self.attempt = store, folder, attempt
+        self.written: list[str] = []
+
+    def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, sums: Tensor, progress: Progress) -> None:
+        """Write one; those of this run before the newest two are removed after that."""
+        tensors = {f"model.{name}": t for name, t in module.state_dict().items()}
+        tensors |= {"sums": sums, "random": torch.get_rng_state()}
+        if sums.is_cuda:
+            tensors["random.cuda"] = torch.cuda.get_rng_state(sums.device)
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": t for name, t in state.items()}
+        told = {"step": str(progress.step), "scale": str(progress.scale), "seconds": str(progress.seconds)}
+        with scratch() as temporary:
+            path = temporary / "checkpoint"
+            save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, path, told)
+            key = f"{self.attempt}/checkpoint-{progress.step:09d}-{file_digest(path)}.safetensors"
+            self.store.put_file(key, path)
+        self.written.append(key)
+        for old in self.written[:-KEPT]:
+            self.store.delete(old)
+        self.written = self.written[-KEPT:]
+
+    def load(self, module: nn.Module, optimizer: torch.optim.Optimizer, sums: Tensor) -> Progress | None:
+        """Put the newest readable checkpoint of any attempt in place, but for its random state; None if there is none."""
+        found = [i.key for i in self.store.list(f"{self.folder}/attempts") if "/checkpoint-" in i.key]
+        for key in sorted(found, key=lambda k: k.rpartition("/")[2], reverse=True):
+            try:
+                tensors, progress = self._read(key)
+            except (StoreError, SafetensorError, KeyError, ValueError) as error:
+                log.warning("checkpoint %s cannot be read (%s); trying an older one", key, error)
+                continue
+            module.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+            state = optimizer.state_dict()
+            state["state"] = {}
+            for name, tensor in tensors.items():
+                if name.startswith("optimizer."):
+                    _, index, entry = name.split(".", 2)
+                    state["state"].setdefault(int(index), {})[entry] = tensor
+            optimizer.load_state_dict(state)
+            sums.copy_(tensors["sums"])
+            progress.random = {name: t for name, t in tensors.items() if name.startswith("random")}
+            return progress
+        return None
+
+    def _read(self, key: str) -> tuple[dict[str, Tensor], Progress]:
+        with scratch() as temporary:
+            path = temporary / "checkpoint"
+            self.store.fetch(key, path)
+            if f"-{file_digest(path)}." not in key:
+                raise DigestMismatch("its bytes are not those of its name")
+            with safe_open(path, framework="pt") as file:
+                told = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            return tensors, Progress(int(told["step"]), float(told["scale"]), float(told["seconds"]))

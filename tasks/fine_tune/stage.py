@@ -1,0 +1,159 @@
+"""Fine-tune: a window and the champion become a challenger, by the rung that was asked for.
+
+``head`` refits the last layer on embeddings that drift detection has paid for already: multinomial logistic
+regression, its strength of regularisation chosen by log loss on *tune*. ``full`` goes on from there through the whole network
+(linear probing, then fine-tuning: Kumar et al., ICLR 2022). ``pretrained`` starts again from the configured weights.
+All of them replay earlier trusted windows; without replay forgetting is drastic.
+
+Everything is seeded, so a run that was killed goes on from its last checkpoint and ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from everfresh.tasks import models
+from everfresh.tasks.config import PipelineConfig, Rung, is_path
+from everfresh.tasks.embeddings import Embedder
+from everfresh.tasks.errors import DataError
+from everfresh.tasks.fine_tune.head import refit_head
+from everfresh.tasks.fine_tune.pool import accuracy_of, hits_of, labels_of, pool_of, pooled
+from everfresh.tasks.fine_tune.trainer import Trainer
+from everfresh.tasks.ledger import attempt_folder, find, settle
+from everfresh.tasks.records import Candidate, Cost, ModelSpec, Release, Tick, digest_of
+from everfresh.tasks.store import Store, file_digest, scratch
+from everfresh.tasks.views import View
+
+CODE = ("fine_tune/head.py", "fine_tune/pool.py", "fine_tune/stage.py", "fine_tune/trainer.py", "models.py", "images.py",
+        "views.py", "embeddings.py")  # fmt: skip
+"""What a candidate's weights depend on, beside its inputs."""
+
+
+def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, start: Candidate | None = None) -> Candidate:
+    """Train one challenger and record it.
+
+    Args:
+        store: of the pipeline.
+        config: of the pipeline.
+        tick: names the window, the champion and the bank whose training samples are replayed.
+        rung: ``head``, ``full`` or ``pretrained``.
+        start: for ``full``: a candidate whose weights to go on from, instead of the champion's.
+
+    Raises:
+        DataError: the window has no labelled training sample.
+        TrainingError: the loss is not finite.
+    """
+    begun = time.monotonic()
+    if tick.request:  # another draw: a person who forces wants another model, not the same one under a new name
+        seed = int(digest_of(config.fine_tune.seed, tick.request)[:7], 16)
+        config = config.model_copy(update={"fine_tune": config.fine_tune.model_copy(update={"seed": seed})})
+    replay = tuple(b.view for b in tick.bank if b.view != tick.view)
+    start = start if rung == "full" else None
+    release = find(store, f"releases/{tick.champion}/release.json", Release)
+    from_champion = release is not None and rung != "pretrained"
+    key = digest_of(
+        "candidate",
+        [tick.view, replay, tick.champion, rung, start.key if start else None, tick.request],
+        config.fine_tune,
+        config.window.bank_max_samples,
+        config.model.model_dump(exclude={"weights"}),
+        None if from_champion else _weights_identity(config.model.weights),
+        _code(),
+        _versions(),
+    )
+    if (known := find(store, f"candidates/{key}/record.json", Candidate)) is not None:
+        return known
+    module, spec = _start(store, config, release if from_champion else None, start)
+    classes = config.model.classes
+    window, earlier = View(store, tick.view), [View(store, v) for v in replay]
+    # A group that is hold-out anywhere is learnt from nowhere, also where an adopted model's validation pictures come in again.
+    withheld = frozenset(s.group for view in earlier for s in view.samples if s.split == "holdout")
+    train = pool_of(window, earlier, "train", classes, config.fine_tune.replay_max_samples, withheld)
+    if not len(train.parts[0][1]):
+        raise DataError(
+            f"fine_tune: window {tick.seq} must have labelled training samples of model.classes, got none. "
+            "Add labels, or extend model.classes."
+        )
+    tune = pool_of(window, [], "tune", classes, 0, withheld)
+    kept = pool_of(None, earlier, "tune", classes, config.window.bank_max_samples, withheld)
+    folder = f"candidates/{key}"
+    attempt = attempt_folder(folder)
+    torch.manual_seed(config.fine_tune.seed)
+    if rung == "head":
+        precision = config.model.precision
+        embedder = Embedder(store, module, spec, models.encoder_digest(module, spec, precision), precision)
+        spec = refit_head(embedder, train, tune, kept, config.fine_tune.seed)
+        module, files, trained, device, before = embedder.module, {}, len(train), "cpu", 0.0
+        tuned = [accuracy_of(embedder.scores(v, r)[1], labels_of(v, r, classes)) for v, r in tune.parts]
+        held = [hits_of(embedder.scores(v, r)[1], labels_of(v, r, classes)) for v, r in kept.parts]
+        tune_accuracy, kept_accuracy = tuned[0], pooled(held)
+    else:
+        spec = models.with_linear_head(module, spec, config.fine_tune.seed)
+        trainer = Trainer(store, module, spec, config, rung, folder, attempt)
+        files, trained, device = trainer.run(train), len(train) * config.fine_tune.epochs, trainer.device
+        tune_accuracy = pooled([trainer.hits(tune)]) or 0.0
+        kept_accuracy = pooled([trainer.hits(kept)]) if len(kept) else None
+        module, before = trainer.module, trainer.before
+    seconds = time.monotonic() - begun + before
+    with scratch() as temporary:
+        path = temporary / "model.safetensors"
+        models.save(module, path)
+        weights = store.keep_file(f"{attempt}/model.safetensors", path)
+    candidate = Candidate(
+        key=key,
+        rung=rung,
+        view=tick.view,
+        replay=replay,
+        champion=tick.champion,
+        start=start.key if start else release.id if from_champion and release else None,
+        request=tick.request,
+        spec=spec,
+        encoder=models.encoder_digest(module, spec, config.model.precision),
+        weights=weights,
+        trained_on=len(train),
+        tune_accuracy=tune_accuracy,
+        tune_samples=len(tune),
+        kept_accuracy=kept_accuracy,
+        cost=Cost(seconds=seconds, device_seconds=seconds, samples=trained),
+        device=device,
+        files=files,
+        seed=config.fine_tune.seed,
+        code=_code(),
+        versions=_versions(),
+    )
+    return settle(store, f"{folder}/record.json", candidate)
+
+
+def _start(
+    store: Store, config: PipelineConfig, release: Release | None, start: Candidate | None
+) -> tuple[nn.Module, ModelSpec]:
+    """The weights to go on from, with a head for the configured classes."""
+    if release is None and start is None:
+        return models.start(config.model, config.fine_tune.seed, config.s3)
+    spec, weights = (start.spec, start.weights) if start else (release.spec, release.files["model.safetensors"])  # type: ignore[union-attr]
+    module = models.load(store, spec, weights, code=config.model.architecture)
+    if spec.classes != config.model.classes:
+        spec = models.with_classes(module, spec, config.model.classes, config.fine_tune.seed)
+    return module, spec
+
+
+def _weights_identity(weights: str | None) -> str | None:
+    """What stands for the start weights in a key: a local file's digest, else their name or address."""
+    return file_digest(Path(weights)) if weights and is_path(weights) and Path(weights).is_file() else weights
+
+
+def _code() -> str:
+    here = Path(__file__).parent.parent
+    return digest_of([file_digest(here / name) for name in CODE])
+
+
+def _versions() -> dict[str, str]:
+    return {
+        name: importlib.metadata.version(name)
+        for name in ("torch", "torchvision", "scikit-learn", "numpy", "pillow", "accelerate")
+    }

@@ -1,0 +1,258 @@
+"""The training loop of the rungs ``full`` and ``pretrained``: AdamW, warm-up and cosine, step by step.
+
+Order and randomness of an epoch follow from (seed, epoch), and a checkpoint holds the state of the generators. So a run
+that was killed goes on from its last checkpoint, in the middle of an epoch too, and ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from everfresh.tasks import models
+from everfresh.tasks.config import FineTuneConfig, PipelineConfig, Rung
+from everfresh.tasks.errors import TrainingError
+from everfresh.tasks.fine_tune.checkpoint import Checkpoints, Progress
+from everfresh.tasks.fine_tune.interrupt import Stop, stoppable
+from everfresh.tasks.fine_tune.pool import Pool, hits_of, labels_of
+from everfresh.tasks.images import normalise, to_tensor
+from everfresh.tasks.progress import bar
+from everfresh.tasks.records import ModelSpec, Part, digest_of
+from everfresh.tasks.store import Store, scratch
+
+log = logging.getLogger(__name__)
+
+MEMORY = 512 << 20
+"""Decoded pictures are kept in memory up to so many bytes."""
+LOWER = 0.1
+"""Of the learning rate, for the second try after a loss that was not finite."""
+LOOK_EVERY = 20
+"""Steps between two looks at the loss on a device that runs ahead of us; on the CPU each step is looked at."""
+
+
+class Pictures(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Decoded pictures (3, S, S) uint8 and class numbers; decoded once if they fit in memory."""
+
+    def __init__(self, pool: Pool, size: int) -> None:
+        self.places = [(view, int(r)) for view, rows in pool.parts for r in rows]
+        self.labels = pool.labels.tolist()
+        self.size = size
+        self.kept: dict[int, Tensor] | None = {} if len(pool) * 3 * size * size <= MEMORY else None
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if self.kept is not None and index in self.kept:
+            return self.kept[index], self.labels[index]
+        view, row = self.places[index]
+        picture = to_tensor(next(view.read([row])), self.size)
+        if self.kept is not None:
+            self.kept[index] = picture
+        return picture, self.labels[index]
+
+
+class Batches:
+    """Which rows each step takes: every epoch in an order of its own, drawn from the seed.
+
+    A last batch of one sample is left out, for batch norm cannot take it; a pool of one sample is taken twice.
+    """
+
+    def __init__(self, samples: int, size: int, epochs: int, seed: int) -> None:
+        self.samples, self.size, self.seed = samples, size, seed
+        self.each = samples // size + (samples % size > 1) or 1
+        """Steps in an epoch."""
+        self.steps = self.each * epochs
+
+    def rows(self, done: Progress) -> Iterator[Tensor]:
+        """Rows (B,) of each step still to be done; all that an epoch draws at random is seeded with its order."""
+        for epoch in range(done.step // self.each, self.steps // self.each):
+            torch.manual_seed(int(digest_of("epoch", self.seed, epoch)[:15], 16))
+            order = torch.randperm(self.samples)
+            skipped = max(0, done.step - epoch * self.each)
+            if skipped:
+                done.restore()
+            for number in range(skipped, self.each):
+                rows = order[number * self.size : (number + 1) * self.size]
+                yield rows if len(rows) > 1 else rows.repeat(2)
+
+
+class Trainer:
+    """One training run over a pool."""
+
+    def __init__(
+        self, store: Store, module: nn.Module, spec: ModelSpec, config: PipelineConfig, rung: Rung, folder: str, attempt: str
+    ) -> None:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)  # each stage chooses its own precision
+        self.accelerator = Accelerator(mixed_precision="bf16" if config.model.precision == "bf16" else "no")
+        self.device = str(self.accelerator.device)
+        self.store, self.spec, self.attempt = store, spec, attempt
+        self.config: FineTuneConfig = config.fine_tune
+        self.peak = self.config.learning_rate if rung == "pretrained" else self.config.learning_rate / 3
+        self.layout = models.layout(config.model.precision)
+        module = module.to(memory_format=self.layout)
+        optimizer = torch.optim.AdamW(_groups(module, self.config.weight_decay), lr=self.peak)
+        self.module: nn.Module
+        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        self.checkpoints = Checkpoints(store, folder, attempt)
+        self.progress = Progress()
+        self.before = 0.0
+        """Seconds that earlier runs, which did not come to an end, have put into the steps that this one goes on from."""
+        self.sums = torch.zeros(3, dtype=torch.float64, device="cpu" if self.device == "mps" else self.device)
+        """Loss, right answers and samples of the running epoch so far."""
+
+    def run(self, pool: Pool) -> dict[str, Part]:
+        """Train for the configured epochs, from the newest checkpoint if one is there; returns the event files.
+
+        Raises:
+            TrainingError: the loss is not finite, at the lower rate either.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        pictures = Pictures(pool, self.spec.image_size)
+        batches = Batches(len(pictures), self.config.batch_size, self.config.epochs, self.config.seed)
+        self._resume()
+        self.before = self.progress.seconds
+        first = {} if self.progress.step else {n: t.detach().cpu().clone() for n, t in self.module.state_dict().items()}
+        with scratch() as temporary:
+            writer = SummaryWriter(temporary)
+            with stoppable() as stop:
+                try:
+                    self._train(pictures, batches, writer, stop)
+                except _NotFinite as trouble:
+                    log.warning("the %s; going back, at a tenth of the learning rate", trouble)
+                    self._go_back(first)
+                    self._train(pictures, batches, writer, stop)
+            writer.close()
+            events = sorted(temporary.iterdir())
+            return {f"tensorboard/{p.name}": self.store.keep_file(f"{self.attempt}/tensorboard/{p.name}", p) for p in events}
+
+    def _train(self, pictures: Pictures, batches: Batches, writer: Any, stop: Stop) -> None:
+        """Steps until the last one, or until somebody says stop: then what was done is kept."""
+        look = 1 if self.device == "cpu" else LOOK_EVERY
+        start, seconds, begun = self.progress.step, self.progress.seconds, time.monotonic()
+        plan = enumerate(batches.rows(replace(self.progress)), start)
+        for step, rows in bar(plan, "train", total=batches.steps - start):
+            self._step(pictures, rows, step, batches.steps)
+            done = step + 1
+            last, stopped = done == batches.steps, stop.asked is not None
+            keep = stopped or (done % self.config.checkpoint_every == 0 and not last)
+            if keep or last or done % look == 0:
+                self._look(step, batches.each, weights=keep)
+            if done % batches.each == 0:
+                self._tell(writer, done // batches.each)
+            self.progress = Progress(done, self.progress.scale, seconds + time.monotonic() - begun)
+            if keep:
+                self.checkpoints.save(self.module, self.optimizer, self.sums, self.progress)
+            if stopped:
+                log.warning(
+                    "told to stop: %d of %d steps are done and kept; the next run goes on from there", done, batches.steps
+                )
+                return
+
+    def _step(self, pictures: Pictures, rows: Tensor, step: int, steps: int) -> None:
+        self.module.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.progress.scale * self._rate(step, steps)
+        loaded = [pictures[int(i)] for i in rows]
+        pixels = torch.stack([self._augment(picture) for picture, _ in loaded]).to(self.device)
+        labels = torch.tensor([label for _, label in loaded], device=self.device)
+        with self.accelerator.autocast():
+            scores = self.module(normalise(pixels, self.spec.mean, self.spec.std).to(memory_format=self.layout))
+            loss = nn.functional.cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        right = (scores.detach().argmax(dim=1) == labels).sum()
+        self.sums += torch.stack([loss.detach() * len(rows), right, right.new_tensor(len(rows))]).to(self.sums)
+
+    def _look(self, step: int, each: int, *, weights: bool) -> None:
+        """Raise if the loss has ceased to be finite in this epoch, or if the weights have."""
+        loss = float(self.sums[0])
+        if math.isfinite(loss) and weights and not all(p.isfinite().all() for p in self.module.parameters()):
+            loss = math.nan
+        if math.isfinite(loss):
+            return
+        trouble = _NotFinite(f"loss must be finite, got {loss} in epoch {step // each + 1}, step {step % each + 1}")
+        if self.progress.scale == 1:
+            raise trouble
+        raise TrainingError(
+            f"fine_tune: the {trouble}, at a tenth of the rate too. Lower fine_tune.learning_rate (now "
+            f"{self.config.learning_rate:g}), or look for pictures that are out of range."
+        )
+
+    def _tell(self, writer: Any, epoch: int) -> None:
+        """One epoch's figures; the next one starts from nothing."""
+        loss, right, samples = self.sums.tolist()
+        writer.add_scalar("train/loss", loss / samples, epoch)
+        writer.add_scalar("train/accuracy", right / samples, epoch)
+        writer.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], epoch)
+        self.sums.zero_()
+
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint, whoever wrote it."""
+        found = self.checkpoints.load(self.module, self.optimizer, self.sums)
+        if found is not None:
+            log.info("resumed after step %d", found.step)
+            self.progress = found
+
+    def _go_back(self, first: dict[str, Tensor]) -> None:
+        """To the last good checkpoint, else to the weights that this run began with; from there at a lower rate."""
+        seconds, self.progress = self.progress.seconds, Progress()
+        self._resume()
+        if not self.progress.step:
+            self.module.load_state_dict(first)
+            self.optimizer.state.clear()
+            self.sums.zero_()
+        self.progress.scale, self.progress.seconds = LOWER, seconds
+
+    def _rate(self, step: int, steps: int) -> float:
+        """Learning rate: linear warm-up over the first tenth, cosine to zero."""
+        warm = max(1, steps // 10)
+        if step < warm:
+            return self.peak * (step + 1) / warm
+        return self.peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+    def _augment(self, picture: Tensor) -> Tensor:
+        from torchvision.transforms import v2
+
+        if self.config.augment == "none":
+            return picture
+        crop = v2.RandomResizedCrop(self.spec.image_size, scale=(0.7, 1.0), ratio=(0.85, 1.18), antialias=True)
+        picture = crop(picture)
+        return (
+            v2.functional.horizontal_flip(picture) if self.config.augment == "crop_flip" and torch.rand(()) < 0.5 else picture
+        )
+
+    @torch.no_grad()
+    def hits(self, pool: Pool) -> tuple[int, int]:
+        """Right predictions and samples of a pool."""
+        found = [
+            hits_of(
+                models.embed(self.module, self.spec, v.read(int(i) for i in r), device=self.accelerator.device.type)[1],
+                labels_of(v, r, pool.classes),
+            )
+            for v, r in pool.parts
+        ]
+        return sum(h for h, _ in found), sum(n for _, n in found)
+
+
+class _NotFinite(Exception):
+    """The loss or the weights ceased to be finite."""
+
+
+def _groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Parameters with weight decay, and those without: norms and biases."""
+    matrices = [p for p in module.parameters() if p.ndim > 1]
+    vectors = [p for p in module.parameters() if p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
