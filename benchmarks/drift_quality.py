@@ -227,7 +227,14 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("run/drift"), help="where the frames are kept")
     parser.add_argument("--share", type=float, default=1.0, help="of the grid's windows, for a quick look: intervals grow")
     parser.add_argument("--markdown", type=Path, help="write the tables here too, one file a part")
+    parser.add_argument("--sizes", nargs="+", type=int, help="of quiet windows; else those of the grid")
+    parser.add_argument("--references", type=int, help="that stay, for `fixed`; else as many as in the grid")
     options = parser.parse_args()
+    quiet = GRID["quiet_windows"]
+    if options.sizes:
+        for plan in (quiet["fresh"], quiet["fixed"]):
+            plan.update({name: [n for n in plan[name] if n in options.sizes] for name in GRID["streams"]})
+    quiet["fixed"]["references"] = options.references or quiet["fixed"]["references"]
     for name in options.streams:
         STREAMS[name] = load(name, "judge", options.cache)
     if options.share < 1:

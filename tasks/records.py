@@ -390,12 +390,28 @@ class Cost(Value):
     """Wall time on the training device times the number of devices."""
     samples: int = 0
     """Samples trained on, times epochs."""
+    waiting_seconds: float = 0.0
+    """Of them, until pictures were read, decoded and augmented."""
+    memory_bytes: int = 0
+    """Peak on the training device; 0 on the CPU."""
+
+    @property
+    def images_per_second(self) -> float:
+        """Samples trained on in a second of wall time."""
+        return self.samples / self.seconds if self.seconds else 0.0
+
+    @property
+    def waiting(self) -> float:
+        """Share of the wall time in which the device waited for data."""
+        return min(1.0, self.waiting_seconds / self.seconds) if self.seconds else 0.0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             seconds=self.seconds + other.seconds,
             device_seconds=self.device_seconds + other.device_seconds,
             samples=self.samples + other.samples,
+            waiting_seconds=self.waiting_seconds + other.waiting_seconds,
+            memory_bytes=max(self.memory_bytes, other.memory_bytes),
         )
 
 

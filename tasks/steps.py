@@ -8,8 +8,10 @@ Prefect: results stand in the store under digests of their inputs, which serves 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
+from uuid import UUID
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
@@ -18,6 +20,7 @@ from everfresh.tasks import alias, decide, ingest, journal
 from everfresh.tasks.config import PipelineConfig, Rung
 from everfresh.tasks.errors import AccessRefused, DigestMismatch, ObjectMissing, StoreError
 from everfresh.tasks.ledger import champion_moves, find, stream
+from everfresh.tasks.progress import listening
 from everfresh.tasks.records import (
     AliasMove,
     Candidate,
@@ -33,6 +36,8 @@ from everfresh.tasks.store import Store, pipeline_store
 from everfresh.tasks.trust import judge_labels
 
 log = logging.getLogger(__name__)
+UPDATE_SECONDS = 10.0
+"""Between two updates of a progress artifact."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -53,6 +58,34 @@ def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
         retry_delay_seconds=[1, 10],
         retry_condition_fn=_worth_retrying,
     )
+
+
+class _Artifact:
+    """A progress artifact of the running task, brought up to date every `UPDATE_SECONDS`; short work makes none.
+
+    The server may be out of reach: work is never ended by that.
+    """
+
+    def __init__(self, key: str, description: str) -> None:
+        self.key, self.description = key, description
+        self.told = time.monotonic()
+        self.made: UUID | None = None
+
+    def __call__(self, label: str, done: int, total: int | None) -> None:
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+        ended = total is not None and done >= total and self.made is not None
+        if not total or (time.monotonic() - self.told < UPDATE_SECONDS and not ended):
+            return
+        share, words = 100 * done / total, f"{self.description}: {label} {done:,} of {total:,}"
+        try:
+            if self.made is None:
+                self.made = cast(UUID, create_progress_artifact(share, key=self.key, description=words))
+            else:
+                update_progress_artifact(self.made, share, words)
+        except Exception:  # of the client's many kinds; none is worth a training
+            log.warning("the progress could not be told to Prefect", exc_info=True)
+        self.told = time.monotonic()
 
 
 def open_pipeline(config: PipelineConfig, tick: Tick | None = None) -> Store:
@@ -147,7 +180,8 @@ def fine_tune(config: PipelineConfig, tick: Tick, rung: Rung, start: Candidate |
     """Train one challenger."""
     from everfresh.tasks import fine_tune as stage
 
-    made = stage.fine_tune(open_pipeline(config, tick), config, tick, rung, start)
+    with listening(_Artifact(f"{config.name}-progress", f"{config.name} · window {tick.seq} · {rung}")):
+        made = stage.fine_tune(open_pipeline(config, tick), config, tick, rung, start)
     log.info("rung %s: %.1f%% on tune, %.1f s", rung, 100 * made.tune_accuracy, made.cost.seconds)
     return made
 

@@ -34,6 +34,8 @@ class Progress:
     """Of the learning rate; below 1 once the loss was not finite."""
     seconds: float = 0.0
     """Spent on those steps, by whoever did them."""
+    waiting: float = 0.0
+    """Of these seconds, until pictures were ready."""
     random: dict[str, Tensor] = field(default_factory=dict)
     """State of the generators after those steps, where a checkpoint told; for `restore`."""
 
@@ -66,7 +68,7 @@ class Checkpoints:
             tensors["random.cuda"] = torch.cuda.get_rng_state(sums.device)
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": t for name, t in state.items()}
-        told = {"step": str(progress.step), "scale": str(progress.scale), "seconds": str(progress.seconds)}
+        told = {name: str(getattr(progress, name)) for name in ("step", "scale", "seconds", "waiting")}
         with scratch() as temporary:
             path = temporary / "checkpoint"
             save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, path, told)
@@ -108,4 +110,4 @@ class Checkpoints:
             with safe_open(path, framework="pt") as file:
                 told = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            return tensors, Progress(int(told["step"]), float(told["scale"]), float(told["seconds"]))
+            return tensors, Progress(int(told["step"]), float(told["scale"]), float(told["seconds"]), float(told["waiting"]))

@@ -88,7 +88,7 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         precision = config.model.precision
         embedder = Embedder(store, module, spec, models.encoder_digest(module, spec, precision), precision)
         spec = refit_head(embedder, train, tune, kept, config.fine_tune.seed)
-        module, files, trained, device, before = embedder.module, {}, len(train), "cpu", 0.0
+        module, files, trained, device, spent = embedder.module, {}, len(train), "cpu", Cost()
         tuned = [accuracy_of(embedder.scores(v, r)[1], labels_of(v, r, classes)) for v, r in tune.parts]
         held = [hits_of(embedder.scores(v, r)[1], labels_of(v, r, classes)) for v, r in kept.parts]
         tune_accuracy, kept_accuracy = tuned[0], pooled(held)
@@ -98,8 +98,8 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         files, trained, device = trainer.run(train), len(train) * config.fine_tune.epochs, trainer.device
         tune_accuracy = pooled([trainer.hits(tune)]) or 0.0
         kept_accuracy = pooled([trainer.hits(kept)]) if len(kept) else None
-        module, before = trainer.module, trainer.before
-    seconds = time.monotonic() - begun + before
+        module, spent = trainer.module, trainer.spent
+    seconds = time.monotonic() - begun
     with scratch() as temporary:
         path = temporary / "model.safetensors"
         models.save(module, path)
@@ -119,7 +119,7 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         tune_accuracy=tune_accuracy,
         tune_samples=len(tune),
         kept_accuracy=kept_accuracy,
-        cost=Cost(seconds=seconds, device_seconds=seconds, samples=trained),
+        cost=spent + Cost(seconds=seconds, device_seconds=seconds, samples=trained),
         device=device,
         files=files,
         seed=config.fine_tune.seed,

@@ -24,7 +24,7 @@ from everfresh.tasks.fine_tune.interrupt import Stop, stoppable
 from everfresh.tasks.fine_tune.pool import Pool, hits_of, labels_of
 from everfresh.tasks.images import normalise, to_tensor
 from everfresh.tasks.progress import bar
-from everfresh.tasks.records import ModelSpec, Part, digest_of
+from everfresh.tasks.records import Cost, ModelSpec, Part, digest_of
 from everfresh.tasks.store import Store, scratch
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,8 @@ MEMORY = 512 << 20
 """Decoded pictures are kept in memory up to so many bytes."""
 LOWER = 0.1
 """Of the learning rate, for the second try after a loss that was not finite."""
+SHOWN = 16
+"""Pictures in the event file, as the model saw them."""
 LOOK_EVERY = 20
 """Steps between two looks at the loss on a device that runs ahead of us; on the CPU each step is looked at."""
 
@@ -106,6 +108,8 @@ class Trainer:
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         self.checkpoints = Checkpoints(store, folder, attempt)
         self.progress = Progress()
+        self.shown: Tensor | None = None
+        """Pictures (B, 3, S, S) of the first step as the model saw them, until they were told."""
         self.before = 0.0
         """Seconds that earlier runs, which did not come to an end, have put into the steps that this one goes on from."""
         self.sums = torch.zeros(3, dtype=torch.float64, device="cpu" if self.device == "mps" else self.device)
@@ -133,6 +137,8 @@ class Trainer:
                     log.warning("the %s; going back, at a tenth of the learning rate", trouble)
                     self._go_back(first)
                     self._train(pictures, batches, writer, stop)
+            for name, weights in self.module.named_parameters():
+                writer.add_histogram(name, weights.detach().float().cpu(), self.config.epochs)
             writer.close()
             events = sorted(temporary.iterdir())
             return {f"tensorboard/{p.name}": self.store.keep_file(f"{self.attempt}/tensorboard/{p.name}", p) for p in events}
@@ -140,18 +146,18 @@ class Trainer:
     def _train(self, pictures: Pictures, batches: Batches, writer: Any, stop: Stop) -> None:
         """Steps until the last one, or until somebody says stop: then what was done is kept."""
         look = 1 if self.device == "cpu" else LOOK_EVERY
-        start, seconds, begun = self.progress.step, self.progress.seconds, time.monotonic()
-        plan = enumerate(batches.rows(replace(self.progress)), start)
-        for step, rows in bar(plan, "train", total=batches.steps - start):
+        start, ended = replace(self.progress), time.monotonic()
+        for step, rows in bar(enumerate(batches.rows(start), start.step), "train", total=batches.steps - start.step):
             self._step(pictures, rows, step, batches.steps)
             done = step + 1
             last, stopped = done == batches.steps, stop.asked is not None
             keep = stopped or (done % self.config.checkpoint_every == 0 and not last)
             if keep or last or done % look == 0:
                 self._look(step, batches.each, weights=keep)
+            begun, ended = ended, time.monotonic()
+            self.progress.step, self.progress.seconds = done, self.progress.seconds + ended - begun
             if done % batches.each == 0:
                 self._tell(writer, done // batches.each)
-            self.progress = Progress(done, self.progress.scale, seconds + time.monotonic() - begun)
             if keep:
                 self.checkpoints.save(self.module, self.optimizer, self.sums, self.progress)
             if stopped:
@@ -164,9 +170,14 @@ class Trainer:
         self.module.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.progress.scale * self._rate(step, steps)
+        begun = time.monotonic()
         loaded = [pictures[int(i)] for i in rows]
-        pixels = torch.stack([self._augment(picture) for picture, _ in loaded]).to(self.device)
+        pixels = torch.stack([self._augment(picture) for picture, _ in loaded])
         labels = torch.tensor([label for _, label in loaded], device=self.device)
+        self.progress.waiting += time.monotonic() - begun
+        if self.shown is None:
+            self.shown = pixels
+        pixels = pixels.to(self.device)
         with self.accelerator.autocast():
             scores = self.module(normalise(pixels, self.spec.mean, self.spec.std).to(memory_format=self.layout))
             loss = nn.functional.cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
@@ -194,6 +205,13 @@ class Trainer:
     def _tell(self, writer: Any, epoch: int) -> None:
         """One epoch's figures; the next one starts from nothing."""
         loss, right, samples = self.sums.tolist()
+        if self.shown is not None and self.shown.numel():
+            writer.add_images("train/pictures", self.shown[:SHOWN], epoch)
+            self.shown = self.shown[:0]
+        writer.add_scalar("speed/share_waiting_for_data", self.progress.waiting / max(1e-9, self.progress.seconds), epoch)
+        writer.add_scalar("speed/images_per_second", epoch * samples / max(1e-9, self.progress.seconds), epoch)
+        if memory := self.spent.memory_bytes:
+            writer.add_scalar("speed/device_memory_gib", memory / 2**30, epoch)
         writer.add_scalar("train/loss", loss / samples, epoch)
         writer.add_scalar("train/accuracy", right / samples, epoch)
         writer.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], epoch)
@@ -208,13 +226,20 @@ class Trainer:
 
     def _go_back(self, first: dict[str, Tensor]) -> None:
         """To the last good checkpoint, else to the weights that this run began with; from there at a lower rate."""
-        seconds, self.progress = self.progress.seconds, Progress()
+        spent, self.progress = self.progress, Progress()
         self._resume()
         if not self.progress.step:
             self.module.load_state_dict(first)
             self.optimizer.state.clear()
             self.sums.zero_()
-        self.progress.scale, self.progress.seconds = LOWER, seconds
+        self.progress = replace(self.progress, scale=LOWER, seconds=spent.seconds, waiting=spent.waiting)
+
+    @property
+    def spent(self) -> Cost:
+        """What earlier runs have spent on this training, and what all of them waited for data and took of the device."""
+        memory = torch.cuda.max_memory_allocated() if self.device.startswith("cuda") else 0
+        before = self.before
+        return Cost(seconds=before, device_seconds=before, waiting_seconds=self.progress.waiting, memory_bytes=memory)
 
     def _rate(self, step: int, steps: int) -> float:
         """Learning rate: linear warm-up over the first tenth, cosine to zero."""

@@ -198,6 +198,17 @@ def test_what_people_look_at_is_on_the_server(played: Pipeline, server: PrefectS
     assert re.findall(r"!\[([\w.]+)\]\(data:image/png", newest["data"]) == ["confusion.png"]
 
 
+def test_a_long_training_is_watched_on_the_server(
+    pipeline: Pipeline, server: PrefectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("everfresh.tasks.steps.UPDATE_SECONDS", 0)
+    retrain(pipeline.config, force=True, reason="watched", rung="full")
+    found = server.artifacts(f"{pipeline.name}-progress")
+    assert {a["type"] for a in found} == {"progress"}
+    assert found[0]["data"] == 100.0
+    assert re.fullmatch(rf"{pipeline.name} · window 2 · full: train (\d+) of \1", found[0]["description"])
+
+
 def test_a_run_is_named_for_what_it_did(played: Pipeline, server: PrefectServer) -> None:
     names = [f"{played.name} · window {n} · released v{n}" for n in (1, 2)]
     runs = server.call("flow_runs/filter", flow_runs={"name": {"any_": names}}, sort="START_TIME_ASC")

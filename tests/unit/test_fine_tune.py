@@ -389,11 +389,23 @@ def test_full_goes_on_from_the_head_and_pretrained_from_the_start(later: Any) ->
 
 
 def test_an_event_file_is_kept(later: Any) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     store, _, _ = later
     made = train(later, "full")
     (name,) = made.files
     assert name.startswith("tensorboard/events")
-    assert store.read(made.files[name])
+    events = EventAccumulator(str(store.local(made.files[name])), size_guidance={"images": 0, "histograms": 0}).Reload()
+    tags = events.Tags()
+    assert set(tags["scalars"]) == {
+        "train/loss", "train/accuracy", "train/learning_rate", "speed/share_waiting_for_data", "speed/images_per_second",
+    }  # fmt: skip
+    assert [s.step for s in events.Scalars("train/loss")] == [1, 2, 3, 4]
+    (picture,) = {i.encoded_image_string[:4] for i in events.Images("train/pictures")}
+    assert picture == b"\x89PNG"
+    assert len(tags["histograms"]) == sum(1 for _ in models.load(store, made.spec, made.weights).parameters())
+    assert 0 < made.cost.waiting < 1
+    assert made.cost.images_per_second > 0
 
 
 @pytest.mark.parametrize("rung", ["head", "full"])

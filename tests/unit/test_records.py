@@ -107,3 +107,10 @@ def test_what_has_no_fixed_text_has_no_digest() -> None:
 def test_costs_add_up() -> None:
     total = sum((Cost(seconds=1, device_seconds=2, samples=3), Cost(seconds=10, samples=20)), start=Cost())
     assert total == Cost(seconds=11, device_seconds=2, samples=23)
+    parts = (
+        Cost(seconds=2, samples=100, waiting_seconds=0.5, memory_bytes=7),
+        Cost(seconds=2, waiting_seconds=1, memory_bytes=9),
+    )
+    both = sum(parts, start=Cost())
+    assert (both.images_per_second, both.waiting, both.memory_bytes) == (25, 0.375, 9)
+    assert (Cost().images_per_second, Cost().waiting) == (0, 0)

@@ -1,0 +1,40 @@
+"""A training in a process of its own that gets a signal in one of its steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from support.loop import open_tick, pipeline
+
+from everfresh.tasks.config import PipelineConfig
+from everfresh.tasks.store import FolderStore
+
+TRAINING = {"epochs": 6, "batch_size": 4, "learning_rate": 0.005, "augment": "crop_flip", "checkpoint_every": 3}
+
+
+def place(folder: Path) -> tuple[FolderStore, PipelineConfig]:
+    return FolderStore(folder / "store"), pipeline(folder, fine_tune=TRAINING)
+
+
+def train_until(folder: Path, number: int, at: int | None, made: Path | None) -> None:
+    """Train, and send this process a signal in step `at`; the candidate's record goes to `made` at the end."""
+    os.environ["EVERFRESH_CACHE"] = str(folder / "cache")
+    from everfresh.tasks.fine_tune import fine_tune
+    from everfresh.tasks.fine_tune.trainer import Trainer
+
+    step = Trainer._step
+
+    def ends(self: Trainer, pictures: object, rows: object, now: int, steps: int) -> None:
+        if now == at and number == signal.SIGTERM:
+            os.kill(os.getpid(), number)
+        step(self, pictures, rows, now, steps)  # type: ignore[arg-type]
+        if now == at and number == signal.SIGKILL:
+            os.kill(os.getpid(), number)
+
+    Trainer._step = ends  # type: ignore[method-assign]
+    store, config = place(folder)
+    candidate = fine_tune(store, config, open_tick(store, config), "pretrained")
+    if made:
+        made.write_bytes(candidate.to_bytes())
