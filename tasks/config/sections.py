@@ -349,6 +349,8 @@ class FineTuneConfig(Section):
     """Peak of the one-cycle schedule in `pretrained`; `full` takes a third of it."""
     weight_decay: float = Field(default=0.01, ge=0, le=1)
     """Decoupled weight decay (AdamW)."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Gradients longer than this are shortened to it; null leaves them."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target that is spread over all classes."""
     augment: Literal["none", "crop", "crop_flip"] = "crop"

@@ -32,6 +32,8 @@ class Progress:
     """Steps done."""
     scale: float = 1.0
     """Of the learning rate; below 1 once the loss was not finite."""
+    parts: int = 1
+    """That each batch is taken in; more than one where memory ran out."""
     seconds: float = 0.0
     """Spent on those steps, by whoever did them."""
     waiting: float = 0.0
@@ -68,7 +70,7 @@ class Checkpoints:
             tensors["random.cuda"] = torch.cuda.get_rng_state(sums.device)
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": t for name, t in state.items()}
-        told = {name: str(getattr(progress, name)) for name in ("step", "scale", "seconds", "waiting")}
+        told = {name: str(getattr(progress, name)) for name in ("step", "scale", "parts", "seconds", "waiting")}
         with scratch() as temporary:
             path = temporary / "checkpoint"
             save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, path, told)
@@ -110,4 +112,6 @@ class Checkpoints:
             with safe_open(path, framework="pt") as file:
                 told = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            return tensors, Progress(int(told["step"]), float(told["scale"]), float(told["seconds"]), float(told["waiting"]))
+            return tensors, Progress(
+                int(told["step"]), float(told["scale"]), int(told["parts"]), float(told["seconds"]), float(told["waiting"])
+            )

@@ -178,14 +178,39 @@ class Trainer:
         if self.shown is None:
             self.shown = pixels
         pixels = pixels.to(self.device)
-        with self.accelerator.autocast():
-            scores = self.module(normalise(pixels, self.spec.mean, self.spec.std).to(memory_format=self.layout))
-            loss = nn.functional.cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
-        self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
+        while (found := self._gradients(pixels, labels)) is None:
+            self._halve(len(rows))
+        if self.config.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
         self.optimizer.step()
-        right = (scores.detach().argmax(dim=1) == labels).sum()
-        self.sums += torch.stack([loss.detach() * len(rows), right, right.new_tensor(len(rows))]).to(self.sums)
+        self.sums += found
+
+    def _gradients(self, pixels: Tensor, labels: Tensor) -> Tensor | None:
+        """Gradients of the mean loss over a batch, in as many parts as fit; sums (3,) as in `sums`, None if memory ran out."""
+        found, parts = torch.zeros_like(self.sums), min(self.progress.parts, len(labels) // 2)  # batch norm needs two
+        self.optimizer.zero_grad()
+        try:
+            for part, truth in zip(*(t.tensor_split(parts) for t in (pixels, labels)), strict=True):
+                with self.accelerator.autocast():
+                    scores = self.module(normalise(part, self.spec.mean, self.spec.std).to(memory_format=self.layout))
+                    loss = nn.functional.cross_entropy(scores, truth, label_smoothing=self.config.label_smoothing)
+                self.accelerator.backward(loss * (len(truth) / len(labels)))
+                right = (scores.detach().argmax(dim=1) == truth).sum()
+                found += torch.stack([loss.detach() * len(truth), right, right.new_tensor(len(truth))]).to(found)
+        except torch.OutOfMemoryError:
+            return None
+        return found
+
+    def _halve(self, batch: int) -> None:
+        """Twice as many parts of each batch from now on; the batch that a step learns from stays as large."""
+        if self.progress.parts * 4 > batch:
+            raise TrainingError(
+                f"fine_tune: two pictures of {self.spec.image_size} px must fit into the memory of {self.device}, and do not. "
+                "Free it of other processes, or choose a smaller model.image_size or model.architecture."
+            )
+        self.progress.parts *= 2
+        torch.cuda.empty_cache()
+        log.warning("out of memory on %s: each batch is taken in %d parts from here on", self.device, self.progress.parts)
 
     def _look(self, step: int, each: int, *, weights: bool) -> None:
         """Raise if the loss has ceased to be finite in this epoch, or if the weights have."""
@@ -232,7 +257,7 @@ class Trainer:
             self.module.load_state_dict(first)
             self.optimizer.state.clear()
             self.sums.zero_()
-        self.progress = replace(self.progress, scale=LOWER, seconds=spent.seconds, waiting=spent.waiting)
+        self.progress = replace(self.progress, scale=LOWER, parts=spent.parts, seconds=spent.seconds, waiting=spent.waiting)
 
     @property
     def spent(self) -> Cost:

@@ -219,6 +219,7 @@ BOUNDS: list[tuple[str, Any]] = [
     ("fine_tune.batch_size", 1), ("fine_tune.batch_size", 65_537),
     ("fine_tune.learning_rate", 0), ("fine_tune.learning_rate", 10.5), ("fine_tune.learning_rate", NAN),
     ("fine_tune.weight_decay", -0.1), ("fine_tune.weight_decay", 1.1),
+    ("fine_tune.clip_norm", 0), ("fine_tune.clip_norm", -1),
     ("fine_tune.label_smoothing", -0.1), ("fine_tune.label_smoothing", 1),
     ("fine_tune.replay_max_samples", -1), ("fine_tune.replay_max_samples", 10_000_001),
     ("fine_tune.checkpoint_every", 0), ("fine_tune.checkpoint_every", 1_000_001),

@@ -311,6 +311,75 @@ def test_weights_that_are_not_finite_never_become_a_checkpoint(tmp_path: Path, m
     assert trained == [*range(6), *range(4, STEPS)]
 
 
+# --- memory and gradients --------------------------------------------------------------------------------------------
+
+
+def memory_for(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """The device runs out of memory with more pictures than that; the sizes that were tried."""
+    tried: list[int] = []
+
+    def measured(pixels: torch.Tensor, *rest: Any) -> torch.Tensor:
+        tried.append(len(pixels))
+        if len(pixels) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")  # there is no device here that could
+        return images.normalise(pixels, *rest)
+
+    monkeypatch.setattr(training, "normalise", measured)
+    return tried
+
+
+def test_out_of_memory_the_batch_is_taken_in_parts_and_learnt_from_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = first(tmp_path, 36, fine_tune={"epochs": 2, "batch_size": 8, "augment": "none", "checkpoint_every": 2})
+    tried = memory_for(monkeypatch, 3)
+    made = train(place, "pretrained")
+    assert tried == [8, 4, *[2] * 4, *[2] * 4, 2, *[2] * 9]
+    assert made.cost.samples == 36
+    assert "each batch is taken in 4 parts from here on" in caplog.text
+
+
+def test_where_two_pictures_do_not_fit_the_error_says_what_to_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory_for(monkeypatch, 1)
+    with pytest.raises(TrainingError, match=r"two pictures of 16 px must fit .* choose a smaller model.image_size"):
+        train(first(tmp_path, 36), "pretrained")
+
+
+def test_gradients_of_parts_are_those_of_the_whole(tmp_path: Path) -> None:
+    store, config, _ = first(tmp_path)
+    config = with_model(config, architecture="support.networks:plain", image_size=28)
+    module, spec = models.start(config.model, 0)
+    trainer = Trainer(store, module, spec, config, "pretrained", "candidates/k", "candidates/k/attempts/a")
+    pixels = torch.randint(0, 256, (7, 3, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    seen = []
+    for parts in (1, 2, 3):
+        trainer.progress.parts = parts
+        sums = trainer._gradients(pixels, labels)
+        assert sums is not None
+        seen.append([sums, *(p.grad.clone() for p in trainer.module.parameters() if p.grad is not None)])
+    for other in seen[1:]:
+        for whole, part in zip(seen[0], other, strict=True):
+            torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_long_gradients_are_shortened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[float] = []
+    adamw = torch.optim.AdamW.step
+
+    def measured(self: torch.optim.AdamW, *rest: Any) -> Any:
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        lengths.append(float(torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients]))))
+        return adamw(self, *rest)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", measured)
+    train(first(tmp_path / "free"), "pretrained")
+    free, lengths[:] = list(lengths), []
+    train(first(tmp_path / "clipped", fine_tune={"epochs": 1, "clip_norm": 0.01}), "pretrained")
+    assert max(free) > 0.1
+    assert max(lengths) <= 0.0101
+
+
 # --- what is trained on ------------------------------------------------------------------------------------------
 
 
