@@ -289,11 +289,11 @@ class DriftConfig(Section):
 
 
 class OnDrift(Section):
-    """Retrain when the alarm rings and the estimated loss of accuracy is at least this."""
+    """Retrain when the alarm rings and the loss of accuracy, measured or estimated, is at least this."""
 
     kind: Literal["drift"] = "drift"
     min_severity: float = Field(default=0.02, ge=0, le=1)
-    """Estimated loss of accuracy, 0…1, below which an alarm is reported but not acted on."""
+    """Loss of accuracy, 0…1, below which an alarm is reported but not acted on."""
 
 
 class OnNewSamples(Section):
@@ -358,7 +358,7 @@ class FineTuneConfig(Section):
     replay_max_samples: int = Field(default=5_000, ge=0, le=10_000_000)
     """Samples of earlier trusted windows that are trained on again; 0 trains on the new window only."""
     checkpoint_every: int = Field(default=100, ge=1, le=1_000_000)
-    """Steps between two checkpoints, of which the newest two are kept; a killed run loses at most so many."""
+    """Steps between two checkpoints, of which a run keeps its newest two; a killed one loses at most so many."""
     seed: int = Field(default=0, ge=0, le=4_294_967_295)
     """Seed of weights, order and augmentation."""
 

@@ -20,7 +20,7 @@ from everfresh.tasks.drift.shift import Shift, compare
 
 MIN_SAMPLES = 10
 """With fewer samples on either side nothing is tested."""
-ENOUGH, TENTH = 50, 0.1
+ENOUGH, TENTH = 20, 0.1
 """Samples from which on a regime is heard whatever the window's size, and share of a smaller window that is as good."""
 MIN_SHARE = 0.05
 """Of a component in a mixture; less is left out."""

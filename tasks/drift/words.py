@@ -23,7 +23,7 @@ from everfresh.tasks.records import ClassShift, ColumnDrift, DriftReport
 HOLDS = 0.01
 """Loss of accuracy that is none."""
 MISTAKEN = 0.25
-"""Estimated loss of accuracy from which on other answers are the champion's mistakes and no other classes."""
+"""Loss of accuracy from which on other answers are the champion's mistakes and no other classes."""
 MOST = 200
 """Letters of a sentence, about."""
 _ADJECTIVES = {

@@ -15,13 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from everfresh.tasks.errors import DigestMismatch, StoreError
+from everfresh.tasks.errors import DigestMismatch, ObjectMissing, StoreError
 from everfresh.tasks.store import Store, file_digest, scratch
 
 log = logging.getLogger(__name__)
 
 KEPT = 2
-"""Checkpoints of an attempt that stay; an older one serves where the newest was damaged."""
+"""Checkpoints of each attempt that stay; an older one serves where the newest was damaged."""
 
 
 @dataclass
@@ -78,16 +78,30 @@ class Checkpoints:
             self.store.put_file(key, path)
         self.written.append(key)
         for old in self.written[:-KEPT]:
-            self.store.delete(old)
+            try:
+                self.store.delete(old)
+            except StoreError as error:  # `sweep` will find it
+                log.warning("checkpoint %s cannot be removed: %s", old, error)
         self.written = self.written[-KEPT:]
 
-    def load(self, module: nn.Module, optimizer: torch.optim.Optimizer, sums: Tensor) -> Progress | None:
-        """Put the newest readable checkpoint of any attempt in place, but for its random state; None if there is none."""
+    def load(self, module: nn.Module, optimizer: torch.optim.Optimizer, sums: Tensor, every: int = 1) -> Progress | None:
+        """Put the newest readable checkpoint of any attempt in place, but for its random state; None if there is none.
+
+        Args:
+            module: takes the weights.
+            optimizer: takes its state.
+            sums: (3,) of the running epoch.
+            every: only checkpoints after a multiple of so many steps count, not those of a run that was told to stop.
+
+        Raises:
+            StoreError: the store cannot be reached; what is missing or damaged is passed over.
+        """
         found = [i.key for i in self.store.list(f"{self.folder}/attempts") if "/checkpoint-" in i.key]
+        found = [key for key in found if _step_of(key) % every == 0]
         for key in sorted(found, key=lambda k: k.rpartition("/")[2], reverse=True):
             try:
                 tensors, progress = self._read(key)
-            except (StoreError, SafetensorError, KeyError, ValueError) as error:
+            except (ObjectMissing, DigestMismatch, SafetensorError, KeyError, ValueError) as error:
                 log.warning("checkpoint %s cannot be read (%s); trying an older one", key, error)
                 continue
             module.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
@@ -115,3 +129,7 @@ class Checkpoints:
             return tensors, Progress(
                 int(told["step"]), float(told["scale"]), int(told["parts"]), float(told["seconds"]), float(told["waiting"])
             )
+
+
+def _step_of(key: str) -> int:
+    return int(key.rpartition("/checkpoint-")[2].split("-")[0])

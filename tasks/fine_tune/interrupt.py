@@ -32,9 +32,9 @@ def stoppable() -> Iterator[Stop]:
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        if stop.asked is not None:
+        again, stop.asked = stop.asked is not None, number
+        if again:
             _act(number, frame, before[number])
-        stop.asked = number
 
     before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
@@ -45,9 +45,9 @@ def stoppable() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if stop.asked is not None:
-        _act(stop.asked, None, before[stop.asked])
-        sys.exit(128 + stop.asked)  # that handler only took note too
+        if stop.asked is not None:  # also where something failed meanwhile: whoever catches that must not go on
+            _act(stop.asked, None, before[stop.asked])
+            sys.exit(128 + stop.asked)  # that handler only took note too
 
 
 def _act(number: int, frame: FrameType | None, handler: Any) -> None:

@@ -5,7 +5,7 @@ regression, its strength of regularisation chosen by log loss on *tune*. ``full`
 (linear probing, then fine-tuning: Kumar et al., ICLR 2022). ``pretrained`` starts again from the configured weights.
 All of them replay earlier trusted windows; without replay forgetting is drastic.
 
-Everything is seeded, so a run that was killed goes on from its last checkpoint and ends in the same bytes.
+Everything is seeded, so a run that was killed goes on from its last checkpoint and, on the CPU, ends in the same bytes.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from everfresh.tasks.records import Candidate, Cost, ModelSpec, Release, Tick, d
 from everfresh.tasks.store import Store, file_digest, scratch
 from everfresh.tasks.views import View
 
-CODE = ("fine_tune/head.py", "fine_tune/pool.py", "fine_tune/stage.py", "fine_tune/trainer.py", "models.py", "images.py",
-        "views.py", "embeddings.py")  # fmt: skip
+CODE = (
+    *(f"fine_tune/{name}.py" for name in ("checkpoint", "head", "pool", "stage", "trainer")),
+    *(f"{name}.py" for name in ("models", "images", "views", "embeddings")),
+)
 """What a candidate's weights depend on, beside its inputs."""
 
 

@@ -1,7 +1,7 @@
 """The training loop of the rungs ``full`` and ``pretrained``: AdamW, warm-up and cosine, step by step.
 
 Order and randomness of an epoch follow from (seed, epoch), and a checkpoint holds the state of the generators. So a run
-that was killed goes on from its last checkpoint, in the middle of an epoch too, and ends in the same bytes.
+that was killed goes on from its last checkpoint, in the middle of an epoch too; on the CPU it ends in the same bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from everfresh.tasks import models
 from everfresh.tasks.config import FineTuneConfig, PipelineConfig, Rung
-from everfresh.tasks.errors import TrainingError
+from everfresh.tasks.errors import StoreError, TrainingError
 from everfresh.tasks.fine_tune.checkpoint import Checkpoints, Progress
 from everfresh.tasks.fine_tune.interrupt import Stop, stoppable
 from everfresh.tasks.fine_tune.pool import Pool, hits_of, labels_of
@@ -95,6 +95,8 @@ class Trainer:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
 
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         AcceleratorState._reset_state(reset_partial_state=True)  # each stage chooses its own precision
         self.accelerator = Accelerator(mixed_precision="bf16" if config.model.precision == "bf16" else "no")
         self.device = str(self.accelerator.device)
@@ -153,7 +155,7 @@ class Trainer:
             last, stopped = done == batches.steps, stop.asked is not None
             keep = stopped or (done % self.config.checkpoint_every == 0 and not last)
             if keep or last or done % look == 0:
-                self._look(step, batches.each, weights=keep)
+                self._look(step, batches.each, weights=keep or last)
             begun, ended = ended, time.monotonic()
             self.progress.step, self.progress.seconds = done, self.progress.seconds + ended - begun
             if done % batches.each == 0:
@@ -165,6 +167,8 @@ class Trainer:
                     "told to stop: %d of %d steps are done and kept; the next run goes on from there", done, batches.steps
                 )
                 return
+        if stop.asked is not None:  # after the last step
+            self.checkpoints.save(self.module, self.optimizer, self.sums, self.progress)
 
     def _step(self, pictures: Pictures, rows: Tensor, step: int, steps: int) -> None:
         self.module.train()
@@ -215,7 +219,7 @@ class Trainer:
     def _look(self, step: int, each: int, *, weights: bool) -> None:
         """Raise if the loss has ceased to be finite in this epoch, or if the weights have."""
         loss = float(self.sums[0])
-        if math.isfinite(loss) and weights and not all(p.isfinite().all() for p in self.module.parameters()):
+        if math.isfinite(loss) and weights and not _all_finite(self.module):
             loss = math.nan
         if math.isfinite(loss):
             return
@@ -242,9 +246,9 @@ class Trainer:
         writer.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], epoch)
         self.sums.zero_()
 
-    def _resume(self) -> None:
+    def _resume(self, every: int = 1) -> None:
         """Go on from the newest checkpoint, whoever wrote it."""
-        found = self.checkpoints.load(self.module, self.optimizer, self.sums)
+        found = self.checkpoints.load(self.module, self.optimizer, self.sums, every)
         if found is not None:
             log.info("resumed after step %d", found.step)
             self.progress = found
@@ -252,8 +256,10 @@ class Trainer:
     def _go_back(self, first: dict[str, Tensor]) -> None:
         """To the last good checkpoint, else to the weights that this run began with; from there at a lower rate."""
         spent, self.progress = self.progress, Progress()
-        self._resume()
+        self._resume(self.config.checkpoint_every)  # where a run that nobody stopped would go back to
         if not self.progress.step:
+            if not first:
+                raise StoreError("fine_tune: the checkpoint that this run went on from is gone or damaged. Run it again.")
             self.module.load_state_dict(first)
             self.optimizer.state.clear()
             self.sums.zero_()
@@ -299,6 +305,10 @@ class Trainer:
 
 class _NotFinite(Exception):
     """The loss or the weights ceased to be finite."""
+
+
+def _all_finite(module: nn.Module) -> bool:
+    return all(bool(t.isfinite().all()) for t in module.state_dict().values() if t.is_floating_point())
 
 
 def _groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from support.loop import arrive, open_tick, pipeline, second_window
 from everfresh.tasks import images, ingest, journal, models
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.embeddings import Embedder
-from everfresh.tasks.errors import DataError, TrainingError
+from everfresh.tasks.errors import AccessRefused, DataError, StoreError, TrainingError
 from everfresh.tasks.fine_tune import fine_tune, stage
 from everfresh.tasks.fine_tune import trainer as training
 from everfresh.tasks.fine_tune.checkpoint import Checkpoints, Progress
@@ -169,6 +169,41 @@ def test_a_run_that_is_told_to_stop_keeps_every_step(
     assert trained == list(range(5, STEPS))
 
 
+def test_a_stop_in_the_last_step_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: str) -> None:
+    place = first(tmp_path, 36, **AUGMENTED)
+    tell = Trainer._tell
+
+    def told(self: Trainer, writer: Any, epoch: int) -> None:
+        tell(self, writer, epoch)
+        if epoch == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "_tell", told)
+    with pytest.raises(KeyboardInterrupt):
+        train(place, "pretrained")
+    monkeypatch.setattr(Trainer, "_tell", tell)
+    trained = watch(monkeypatch)
+    assert train(place, "pretrained").weights.sha256 == uninterrupted
+    assert trained == []
+
+
+def test_a_stop_is_not_swallowed_by_a_failure_on_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = first(tmp_path, 36, **AUGMENTED)
+    step = Trainer._step
+
+    def told(self: Trainer, *arguments: Any) -> None:
+        step(self, *arguments)
+        signal.raise_signal(signal.SIGTERM)
+
+    def refuses(*_: Any) -> None:
+        raise StoreError("the store is out of reach")
+
+    monkeypatch.setattr(Trainer, "_step", told)
+    monkeypatch.setattr(Checkpoints, "save", refuses)
+    with pytest.raises(SystemExit, match="143"):
+        train(place, "pretrained")
+
+
 def test_a_second_signal_ends_at_once() -> None:
     stops = []
 
@@ -199,6 +234,41 @@ def test_only_the_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
     place = first(tmp_path, 36, **AUGMENTED)
     train(place, "pretrained")
     assert checkpoints(place[0]) == [12, 14]  # the last step needs none
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: str
+) -> None:
+    delete = FolderStore.delete
+
+    def refused(self: FolderStore, key: str) -> None:
+        if "/checkpoint-" in key:
+            raise AccessRefused(f"{key} may not be deleted")
+        delete(self, key)
+
+    monkeypatch.setattr(FolderStore, "delete", refused)
+    place = first(tmp_path, 36, **AUGMENTED)
+    assert train(place, "pretrained").weights.sha256 == uninterrupted
+    assert len(checkpoints(place[0])) == 7
+
+
+def test_a_store_out_of_reach_is_no_damaged_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = first(tmp_path, 36, **AUGMENTED)
+    crash(monkeypatch, 11)
+    with pytest.raises(MemoryError):
+        train(place, "pretrained")
+    fetch = FolderStore.fetch
+
+    def unreachable(self: FolderStore, key: str, target: Path) -> None:
+        if "/checkpoint-" in key:
+            raise StoreError("the store is out of reach")
+        fetch(self, key, target)
+
+    monkeypatch.setattr(FolderStore, "fetch", unreachable)
+    trained = watch(monkeypatch)
+    with pytest.raises(StoreError, match="out of reach"):
+        train(place, "pretrained")
+    assert trained == []
 
 
 def test_the_cost_counts_what_a_killed_run_has_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,6 +345,48 @@ def poison(monkeypatch: pytest.MonkeyPatch, when: Any) -> None:
     monkeypatch.setattr(Trainer, "_step", poisoned)
 
 
+def test_a_stop_changes_nothing_about_where_a_run_goes_back_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sick(step: int, scale: float) -> bool:
+        return step == 7 and scale == 1
+
+    made = []
+    step = Trainer._step
+    for name in ("whole", "stopped"):
+        place = first(tmp_path / name, 36, **AUGMENTED)
+        monkeypatch.setattr(Trainer, "_step", step)
+        if name == "stopped":
+
+            def told(self: Trainer, pictures: Any, rows: Any, number: int, steps: int) -> None:
+                step(self, pictures, rows, number, steps)
+                if number == 6:
+                    signal.raise_signal(signal.SIGINT)
+
+            monkeypatch.setattr(Trainer, "_step", told)
+            with pytest.raises(KeyboardInterrupt):
+                train(place, "pretrained")
+            monkeypatch.setattr(Trainer, "_step", step)
+            assert checkpoints(place[0]) == [6, 7]
+        poison(monkeypatch, sick)
+        made.append(train(place, "pretrained").weights.sha256)
+    assert made[0] == made[1]
+
+
+def test_where_the_way_back_is_gone_the_run_is_to_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = first(tmp_path, 36, **AUGMENTED)
+    crash(monkeypatch, 3)
+    with pytest.raises(MemoryError):
+        train(place, "pretrained")
+
+    def gone(step: int, scale: float) -> bool:
+        for path in (tmp_path / "store").rglob("checkpoint-*"):
+            path.unlink()
+        return step == 2
+
+    poison(monkeypatch, gone)
+    with pytest.raises(StoreError, match=r"is gone or damaged\. Run it again"):
+        train(place, "pretrained")
+
+
 @pytest.mark.parametrize(("at", "again"), [(0, 0), (1, 0), (7, 6)])
 def test_after_a_loss_that_is_not_finite_it_goes_back_once_at_a_lower_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, at: int, again: int
@@ -295,20 +407,25 @@ def test_a_loss_that_stays_not_finite_names_the_learning_rate(tmp_path: Path, mo
         train(place, "pretrained")
 
 
-def test_weights_that_are_not_finite_never_become_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["weights", "buffers"])
+@pytest.mark.parametrize(("at", "again"), [(5, 4), (STEPS - 1, STEPS - 2)])
+def test_a_model_that_is_not_finite_becomes_no_checkpoint_and_no_candidate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, at: int, again: int
+) -> None:
     place = first(tmp_path, 36, **AUGMENTED)
     step = Trainer._step
 
     def breaks(self: Trainer, pictures: Any, rows: Any, number: int, steps: int) -> None:
         step(self, pictures, rows, number, steps)
-        if number == 5 and self.progress.scale == 1:
+        if number == at and self.progress.scale == 1:
             with torch.no_grad():
-                next(self.module.parameters()).fill_(float("inf"))
+                tensors = self.module.parameters() if what == "weights" else (b for b in self.module.buffers() if b.ndim)
+                next(tensors).fill_(float("inf"))
 
     monkeypatch.setattr(Trainer, "_step", breaks)
     trained = watch(monkeypatch)
     train(place, "pretrained")
-    assert trained == [*range(6), *range(4, STEPS)]
+    assert trained == [*range(at + 1), *range(again, STEPS)]
 
 
 # --- memory and gradients --------------------------------------------------------------------------------------------
