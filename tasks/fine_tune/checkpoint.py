@@ -101,6 +101,7 @@ class Checkpoints:
         for key in sorted(found, key=lambda k: k.rpartition("/")[2], reverse=True):
             try:
                 tensors, progress = self._read(key)
+                epoch = tensors["sums"]
             except (ObjectMissing, DigestMismatch, SafetensorError, KeyError, ValueError) as error:
                 log.warning("checkpoint %s cannot be read (%s); trying an older one", key, error)
                 continue
@@ -112,7 +113,7 @@ class Checkpoints:
                     _, index, entry = name.split(".", 2)
                     state["state"].setdefault(int(index), {})[entry] = tensor
             optimizer.load_state_dict(state)
-            sums.copy_(tensors["sums"])
+            sums.copy_(epoch)
             progress.random = {name: t for name, t in tensors.items() if name.startswith("random")}
             return progress
         return None

@@ -120,6 +120,18 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return trained
 
 
+def tell_to_stop(monkeypatch: pytest.MonkeyPatch, after: int, number: signal.Signals) -> None:
+    """This process gets the signal at the end of that step."""
+    step = Trainer._step
+
+    def told(self: Trainer, pictures: Any, rows: Any, at: int, steps: int) -> None:
+        step(self, pictures, rows, at, steps)
+        if at == after:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Trainer, "_step", told)
+
+
 def checkpoints(store: FolderStore) -> list[int]:
     """Steps after which checkpoints stand in the store."""
     names = [i.key.rpartition("/")[2] for i in store.list("candidates") if "/checkpoint-" in i.key]
@@ -153,12 +165,7 @@ def test_a_run_that_is_told_to_stop_keeps_every_step(
     step = Trainer._step
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
 
-    def told(self: Trainer, pictures: Any, rows: Any, at: int, steps: int) -> None:
-        step(self, pictures, rows, at, steps)
-        if at == 4:
-            signal.raise_signal(number)
-
-    monkeypatch.setattr(Trainer, "_step", told)
+    tell_to_stop(monkeypatch, 4, number)
     with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
         train(place, "pretrained")
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
@@ -355,13 +362,7 @@ def test_a_stop_changes_nothing_about_where_a_run_goes_back_to(tmp_path: Path, m
         place = first(tmp_path / name, 36, **AUGMENTED)
         monkeypatch.setattr(Trainer, "_step", step)
         if name == "stopped":
-
-            def told(self: Trainer, pictures: Any, rows: Any, number: int, steps: int) -> None:
-                step(self, pictures, rows, number, steps)
-                if number == 6:
-                    signal.raise_signal(signal.SIGINT)
-
-            monkeypatch.setattr(Trainer, "_step", told)
+            tell_to_stop(monkeypatch, 6, signal.SIGINT)
             with pytest.raises(KeyboardInterrupt):
                 train(place, "pretrained")
             monkeypatch.setattr(Trainer, "_step", step)
