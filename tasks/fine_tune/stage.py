@@ -30,7 +30,7 @@ from everfresh.tasks.store import Store, file_digest, scratch
 from everfresh.tasks.views import View
 
 CODE = (
-    *(f"fine_tune/{name}.py" for name in ("checkpoint", "head", "pool", "stage", "trainer")),
+    *(f"fine_tune/{name}.py" for name in ("checkpoint", "head", "input", "pool", "recipe", "stage", "trainer")),
     *(f"{name}.py" for name in ("models", "images", "views", "embeddings")),
 )
 """What a candidate's weights depend on, beside its inputs."""

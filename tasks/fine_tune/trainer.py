@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,70 +19,23 @@ from everfresh.tasks import models
 from everfresh.tasks.config import FineTuneConfig, PipelineConfig, Rung
 from everfresh.tasks.errors import StoreError, TrainingError
 from everfresh.tasks.fine_tune.checkpoint import Checkpoints, Progress
+from everfresh.tasks.fine_tune.input import Batches, Pictures, augmented
 from everfresh.tasks.fine_tune.interrupt import Stop, stoppable
 from everfresh.tasks.fine_tune.pool import Pool, hits_of, labels_of
-from everfresh.tasks.images import normalise, to_tensor
+from everfresh.tasks.fine_tune.recipe import groups, rate
+from everfresh.tasks.images import normalise
 from everfresh.tasks.progress import bar
-from everfresh.tasks.records import Cost, ModelSpec, Part, digest_of
+from everfresh.tasks.records import Cost, ModelSpec, Part
 from everfresh.tasks.store import Store, scratch
 
 log = logging.getLogger(__name__)
 
-MEMORY = 512 << 20
-"""Decoded pictures are kept in memory up to so many bytes."""
 LOWER = 0.1
 """Of the learning rate, for the second try after a loss that was not finite."""
 SHOWN = 16
 """Pictures in the event file, as the model saw them."""
 LOOK_EVERY = 20
 """Steps between two looks at the loss on a device that runs ahead of us; on the CPU each step is looked at."""
-
-
-class Pictures(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Decoded pictures (3, S, S) uint8 and class numbers; decoded once if they fit in memory."""
-
-    def __init__(self, pool: Pool, size: int) -> None:
-        self.places = [(view, int(r)) for view, rows in pool.parts for r in rows]
-        self.labels = pool.labels.tolist()
-        self.size = size
-        self.kept: dict[int, Tensor] | None = {} if len(pool) * 3 * size * size <= MEMORY else None
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if self.kept is not None and index in self.kept:
-            return self.kept[index], self.labels[index]
-        view, row = self.places[index]
-        picture = to_tensor(next(view.read([row])), self.size)
-        if self.kept is not None:
-            self.kept[index] = picture
-        return picture, self.labels[index]
-
-
-class Batches:
-    """Which rows each step takes: every epoch in an order of its own, drawn from the seed.
-
-    A last batch of one sample is left out, for batch norm cannot take it; a pool of one sample is taken twice.
-    """
-
-    def __init__(self, samples: int, size: int, epochs: int, seed: int) -> None:
-        self.samples, self.size, self.seed = samples, size, seed
-        self.each = samples // size + (samples % size > 1) or 1
-        """Steps in an epoch."""
-        self.steps = self.each * epochs
-
-    def rows(self, done: Progress) -> Iterator[Tensor]:
-        """Rows (B,) of each step still to be done; all that an epoch draws at random is seeded with its order."""
-        for epoch in range(done.step // self.each, self.steps // self.each):
-            torch.manual_seed(int(digest_of("epoch", self.seed, epoch)[:15], 16))
-            order = torch.randperm(self.samples)
-            skipped = max(0, done.step - epoch * self.each)
-            if skipped:
-                done.restore()
-            for number in range(skipped, self.each):
-                rows = order[number * self.size : (number + 1) * self.size]
-                yield rows if len(rows) > 1 else rows.repeat(2)
 
 
 class Trainer:
@@ -105,7 +57,7 @@ class Trainer:
         self.peak = self.config.learning_rate if rung == "pretrained" else self.config.learning_rate / 3
         self.layout = models.layout(config.model.precision)
         module = module.to(memory_format=self.layout)
-        optimizer = torch.optim.AdamW(_groups(module, self.config.weight_decay), lr=self.peak)
+        optimizer = torch.optim.AdamW(groups(module, self.config.weight_decay), lr=self.peak)
         self.module: nn.Module
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         self.checkpoints = Checkpoints(store, folder, attempt)
@@ -173,10 +125,10 @@ class Trainer:
     def _step(self, pictures: Pictures, rows: Tensor, step: int, steps: int) -> None:
         self.module.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.progress.scale * self._rate(step, steps)
+            group["lr"] = self.progress.scale * rate(self.peak, step, steps)
         begun = time.monotonic()
         loaded = [pictures[int(i)] for i in rows]
-        pixels = torch.stack([self._augment(picture) for picture, _ in loaded])
+        pixels = torch.stack([augmented(picture, self.config.augment) for picture, _ in loaded])
         labels = torch.tensor([label for _, label in loaded], device=self.device)
         self.progress.waiting += time.monotonic() - begun
         if self.shown is None:
@@ -272,24 +224,6 @@ class Trainer:
         before = self.before
         return Cost(seconds=before, device_seconds=before, waiting_seconds=self.progress.waiting, memory_bytes=memory)
 
-    def _rate(self, step: int, steps: int) -> float:
-        """Learning rate: linear warm-up over the first tenth, cosine to zero."""
-        warm = max(1, steps // 10)
-        if step < warm:
-            return self.peak * (step + 1) / warm
-        return self.peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-    def _augment(self, picture: Tensor) -> Tensor:
-        from torchvision.transforms import v2
-
-        if self.config.augment == "none":
-            return picture
-        crop = v2.RandomResizedCrop(self.spec.image_size, scale=(0.7, 1.0), ratio=(0.85, 1.18), antialias=True)
-        picture = crop(picture)
-        return (
-            v2.functional.horizontal_flip(picture) if self.config.augment == "crop_flip" and torch.rand(()) < 0.5 else picture
-        )
-
     @torch.no_grad()
     def hits(self, pool: Pool) -> tuple[int, int]:
         """Right predictions and samples of a pool."""
@@ -309,10 +243,3 @@ class _NotFinite(Exception):
 
 def _all_finite(module: nn.Module) -> bool:
     return all(bool(t.isfinite().all()) for t in module.state_dict().values() if t.is_floating_point())
-
-
-def _groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Parameters with weight decay, and those without: norms and biases."""
-    matrices = [p for p in module.parameters() if p.ndim > 1]
-    vectors = [p for p in module.parameters() if p.ndim <= 1]
-    return [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]

@@ -21,9 +21,10 @@ from everfresh.tasks.fine_tune import fine_tune, stage
 from everfresh.tasks.fine_tune import trainer as training
 from everfresh.tasks.fine_tune.checkpoint import Checkpoints, Progress
 from everfresh.tasks.fine_tune.head import as_linear
+from everfresh.tasks.fine_tune.input import Batches
 from everfresh.tasks.fine_tune.interrupt import stoppable
 from everfresh.tasks.fine_tune.pool import equal_share
-from everfresh.tasks.fine_tune.trainer import Batches, Trainer
+from everfresh.tasks.fine_tune.trainer import Trainer
 from everfresh.tasks.ledger import find
 from everfresh.tasks.records import Candidate, Release, Tick
 from everfresh.tasks.store import FolderStore
