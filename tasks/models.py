@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from everfresh.tasks.config import ModelConfig, S3Config, is_path
 from everfresh.tasks.errors import ModelError, StoreError
-from everfresh.tasks.images import normalise, to_tensor
-from everfresh.tasks.records import ModelSpec, Part
+from everfresh.tasks.inputs import decode, noise, prepare
+from everfresh.tasks.records import Feature, ModelSpec, Part
 from everfresh.tasks.store import Store, file_digest, open_store, scratch
 
 EMBED_BATCH = 64
@@ -53,7 +53,7 @@ def start(config: ModelConfig, seed: int, s3: S3Config | None = None) -> tuple[n
     elif config.weights is not None:
         module, spec = _with_head(_torchvision_weights(config.architecture, config.weights), config, seed)
     else:
-        module, spec = _with_head(_architecture(config.architecture, len(config.classes)), config, seed)
+        module, spec = _with_head(_architecture(config.architecture, len(config.classes), _inputs(config)), config, seed)
     _check_head(module, spec)
     return module, spec
 
@@ -75,11 +75,10 @@ def _check_head(module: nn.Module, spec: ModelSpec) -> None:
     if spec.native_head:
         return
     training, state = module.training, torch.get_rng_state()
-    noise = torch.randint(0, 256, (2, 3, spec.image_size, spec.image_size), generator=torch.Generator().manual_seed(0))
     captured: list[Tensor] = []
     hook = module.get_submodule(spec.head).register_forward_pre_hook(lambda _, args: captured.append(args[0]))
     try:
-        scores = module.eval()(normalise(noise.to(torch.uint8), spec.mean, spec.std))
+        scores = module.eval()(noise(spec, 2))
     finally:
         hook.remove()
         module.train(training)
@@ -141,7 +140,7 @@ def head_kind(spec: ModelSpec) -> str:
     """
     if spec.native_head:
         return "native"
-    convolution = _find_head(_architecture(spec.architecture, len(spec.classes)))[3]
+    convolution = _find_head(_architecture(spec.architecture, len(spec.classes), spec.inputs))[3]
     return "pooled_linear" if convolution else "linear"
 
 
@@ -172,9 +171,9 @@ def with_classes(module: nn.Module, spec: ModelSpec, classes: tuple[str, ...], s
 
 @torch.no_grad()
 def embed(
-    module: nn.Module, spec: ModelSpec, pictures: Iterable[bytes], *, precision: str = "fp32", device: str = "cpu"
+    module: nn.Module, spec: ModelSpec, samples: Iterable[bytes], *, precision: str = "fp32", device: str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings (N, D) and class scores (N, C) of encoded pictures, float32 on the CPU, in batches of fixed size."""
+    """Embeddings (N, D) and class scores (N, C) of encoded samples, float32 on the CPU, in batches of fixed size."""
     module = module.eval().to(device=device, memory_format=layout(precision))  # type: ignore[call-overload]
     captured: list[Tensor] = []
     hook = module.get_submodule(spec.head).register_forward_pre_hook(lambda _, args: captured.append(args[0]))
@@ -183,9 +182,9 @@ def embed(
     batch: list[Tensor] = []
 
     def flush() -> None:
-        pixels = normalise(torch.stack(batch).to(device), spec.mean, spec.std).to(memory_format=layout(precision))
+        inputs = prepare(torch.stack(batch).to(device), spec, layout(precision))
         with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            output = module(pixels)
+            output = module(inputs)
         features = captured.pop()
         features = features.mean(dim=(-2, -1)) if features.ndim == 4 else features  # (B, D)
         embeddings.append(features.float().cpu())
@@ -193,8 +192,8 @@ def embed(
         batch.clear()
 
     try:
-        for data in pictures:
-            batch.append(to_tensor(data, spec.image_size))
+        for data in samples:
+            batch.append(decode(data, spec))
             if len(batch) == EMBED_BATCH:
                 flush()
         if batch:
@@ -213,7 +212,8 @@ def layout(precision: str) -> torch.memory_format:
 
 def encoder_digest(module: nn.Module, spec: ModelSpec, precision: str) -> str:
     """32 hex digits for what makes the embeddings: backbone bytes, transforms, precision; the head is left out."""
-    digest = hashlib.sha256(repr((spec.architecture, spec.image_size, spec.mean, spec.std, precision)).encode())
+    transforms = spec.features or (spec.image_size, spec.mean, spec.std)
+    digest = hashlib.sha256(repr((spec.architecture, *transforms, precision)).encode())
     for name, tensor in sorted(module.state_dict().items()):
         if name != spec.head and not name.startswith(spec.head + "."):
             digest.update(name.encode())
@@ -261,19 +261,23 @@ def read_state(weights: str, s3: S3Config | None = None) -> dict[str, Tensor]:
     return cast(dict[str, Tensor], state)
 
 
-def _architecture(name: str, classes: int, **options: Any) -> nn.Module:
+def _architecture(name: str, classes: int, features: int = 0, **options: Any) -> nn.Module:
+    """An architecture with fresh weights; one of the user's own is told the `features` of a row, if there are any."""
     if ":" in name:
         module_name, _, attribute = name.partition(":")
+        told = {"features": features} if features else {}
         try:
-            made = getattr(importlib.import_module(module_name), attribute)(classes)
+            made = getattr(importlib.import_module(module_name), attribute)(classes, **told)
         except (ImportError, AttributeError) as error:
             raise ModelError(
                 f"model.architecture {name!r} cannot be imported ({error}). Install it beside everfresh."
             ) from error
         except Exception as error:  # of somebody else's code
+            arguments = ", ".join([str(classes), *(f"{k}={v}" for k, v in told.items())])
             raise ModelError(
-                f"model.architecture {name!r} must return a torch.nn.Module for a number of classes, got "
-                f"{type(error).__name__}: {error}. Call it with {classes} where you can see its traceback."
+                f"model.architecture {name!r} must return a torch.nn.Module for a number of classes"
+                f"{' and features' if told else ''}, got {type(error).__name__}: {error}. Call it with {arguments} where you "
+                "can see its traceback."
             ) from error
         if not isinstance(made, nn.Module):
             raise ModelError(f"model.architecture {name!r} must return a torch.nn.Module, got {type(made).__name__}.")
@@ -299,7 +303,7 @@ def _torchvision_weights(architecture: str, weights: str) -> nn.Module:
 
     if ":" in architecture:
         raise ModelError(
-            f"model.weights {weights!r} is a torchvision name, but model.architecture is {architecture!r}. Give a file."
+            f"model.weights {weights!r} is a torchvision name, but model.architecture is {architecture!r}. Give a file or null."
         )
     _architecture(architecture, 2)
     enum = get_model_weights(architecture)
@@ -389,7 +393,21 @@ def _spec(config: ModelConfig, head: str, width: int, *, native: bool) -> ModelS
         image_size=config.image_size,
         mean=config.mean,
         std=config.std,
+        features=tuple(
+            Feature(
+                name=c.name,
+                categories=c.categories,
+                mean=0.0 if c.mean is None else c.mean,
+                std=1.0 if c.std is None else c.std,
+            )
+            for c in config.features
+        ),
     )
+
+
+def _inputs(config: ModelConfig) -> int:
+    """Numbers that a row becomes; 0 where samples are pictures."""
+    return sum(len(c.categories) or 1 for c in config.features)
 
 
 def _with_head(module: nn.Module, config: ModelConfig, seed: int) -> tuple[nn.Module, ModelSpec]:
@@ -403,7 +421,7 @@ def _with_head(module: nn.Module, config: ModelConfig, seed: int) -> tuple[nn.Mo
 def _from_state(
     config: ModelConfig, state: dict[str, Tensor], seed: int, *, keep_head: bool = False
 ) -> tuple[nn.Module, ModelSpec]:
-    plain = _architecture(config.architecture, len(config.classes))
+    plain = _architecture(config.architecture, len(config.classes), _inputs(config))
     path, width, _, convolution = _find_head(plain)
     candidate = state.get(f"{path}.2.weight")
     ours = (
@@ -424,7 +442,7 @@ def _from_state(
             f"model.classes must be the {outputs} outputs of the weights, in their order, got {len(config.classes)} names. "
             "List all of them."
         )
-    module = _architecture(config.architecture, outputs)
+    module = _architecture(config.architecture, outputs, _inputs(config))
     if ours:
         _replace_head(module, path, width, outputs, seed, pooled=True)
     _load_strict(module, state, "model.weights")
@@ -434,7 +452,7 @@ def _from_state(
 
 
 def _build(spec: ModelSpec) -> nn.Module:
-    module = _architecture(spec.architecture, len(spec.classes))
+    module = _architecture(spec.architecture, len(spec.classes), spec.inputs)
     if not spec.native_head:
         path, width, _, convolution = _find_head(module)
         if convolution:

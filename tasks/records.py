@@ -415,6 +415,23 @@ class Cost(Value):
         )
 
 
+class Feature(Value):
+    """One column of a row that the model is fed."""
+
+    name: str
+    categories: tuple[str, ...] = ()
+    """Its values, each an input of its own (one-hot); empty for a number."""
+    mean: float = 0.0
+    """That is subtracted from a number."""
+    std: float = 1.0
+    """That divides a number."""
+
+    @property
+    def width(self) -> int:
+        """Inputs that it takes."""
+        return len(self.categories) or 1
+
+
 class ModelSpec(Value):
     """All that is needed, beside the weights, to build the model and feed it."""
 
@@ -428,6 +445,13 @@ class ModelSpec(Value):
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    features: tuple[Feature, ...] = ()
+    """What a row is fed as, in order; empty where samples are pictures. Size, mean and std above are then not used."""
+
+    @property
+    def inputs(self) -> int:
+        """Numbers that a row becomes; 0 where samples are pictures."""
+        return sum(f.width for f in self.features)
 
 
 class Candidate(Record):

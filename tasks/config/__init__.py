@@ -4,6 +4,7 @@ from everfresh.tasks.config.load import is_path, json_schema, load_config, parse
 from everfresh.tasks.config.sections import (
     AlertsConfig,
     BetterGate,
+    Column,
     DriftConfig,
     FineTuneConfig,
     FloorGate,
@@ -31,6 +32,7 @@ from everfresh.tasks.config.sections import (
 __all__ = [
     "AlertsConfig",
     "BetterGate",
+    "Column",
     "DriftConfig",
     "FineTuneConfig",
     "FloorGate",

@@ -8,7 +8,7 @@ Credentials never stand here: boto3 reads them from its own chain (environment, 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
@@ -209,11 +209,43 @@ class WindowConfig(Section):
         return self
 
 
+class Column(Section):
+    """One column of a row that the model is fed: a number, or one of declared categories. A bare name is a number."""
+
+    name: str = Field(min_length=1)
+    """As it stands in the table."""
+    categories: Annotated[Names, AfterValidator(_stripped)] = ()
+    """Its values, each an input of its own (one-hot), any other one all zeros; empty for a number."""
+    mean: float | None = None
+    """That is subtracted from a number; null: of the samples that version 1 is trained on, 0 for an adopted model."""
+    std: float | None = Field(default=None, gt=0)
+    """That divides a number; null: of the samples that version 1 is trained on, 1 for an adopted model."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if self.categories and (self.mean, self.std) != (None, None):
+            raise ValueError(
+                f"must be a number or have categories, got {len(self.categories)} categories and a mean or std. Remove one"
+            )
+        return self
+
+
+def _columns_differ(columns: tuple[Column, ...]) -> tuple[Column, ...]:
+    _unique(tuple(c.name for c in columns))
+    return columns
+
+
 class ModelConfig(Section):
-    """The model and how a picture becomes its input."""
+    """The model and how a picture, or a row of a table, becomes its input."""
 
     architecture: str = Field(default="resnet50", pattern=r"^[a-z][a-z0-9_]*$|^[\w.]+:[A-Za-z_]\w*$")
-    """A torchvision classifier by name, or your own `package.module:callable(num_classes)`."""
+    """A torchvision classifier by name, or your own `package.module:callable(num_classes)`; for rows of a table
+    `callable(num_classes, features)`, where `features` is how many numbers it is fed."""
     weights: str | None = "DEFAULT"
     """Start: a torchvision weights name, a file, a store key (`s3://…`), or null for random weights."""
     classes: Annotated[Names, AfterValidator(_stripped)] = Field(min_length=2)
@@ -224,8 +256,19 @@ class ModelConfig(Section):
     """Mean that is subtracted, by channel, in units of 0…1."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation that divides, by channel, in units of 0…1."""
+    features: Annotated[tuple[Column, ...], AfterValidator(_columns_differ)] = ()
+    """Columns that the model is fed where the source is `rows`, in order; the three fields above are then not used."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of training and embedding; gates always compare in the precision that is served, fp32."""
+
+    @model_validator(mode="after")
+    def _own_for_rows(self) -> Self:
+        if self.features and ":" not in self.architecture:
+            raise ValueError(
+                f"architecture must be your own package.module:callable where there are features, got {self.architecture!r}, "
+                "which takes pictures. Write one that returns a torch.nn.Module for (num_classes, features)"
+            )
+        return self
 
     @field_validator("std")
     @classmethod

@@ -10,21 +10,21 @@ from torch import Tensor
 
 from everfresh.tasks.fine_tune.checkpoint import Progress
 from everfresh.tasks.fine_tune.pool import Pool
-from everfresh.tasks.images import to_tensor
-from everfresh.tasks.records import digest_of
+from everfresh.tasks.inputs import decode, size
+from everfresh.tasks.records import ModelSpec, digest_of
 
 MEMORY = 512 << 20
 """Decoded pictures are kept in memory up to so many bytes."""
 
 
 class Pictures(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Decoded pictures (3, S, S) uint8 and class numbers; decoded once if they fit in memory."""
+    """Decoded samples, (3, S, S) uint8 or rows (D,) float32, and class numbers; decoded once if they fit in memory."""
 
-    def __init__(self, pool: Pool, size: int) -> None:
+    def __init__(self, pool: Pool, spec: ModelSpec) -> None:
         self.places = [(view, int(r)) for view, rows in pool.parts for r in rows]
         self.labels = pool.labels.tolist()
-        self.size = size
-        self.kept: dict[int, Tensor] | None = {} if len(pool) * 3 * size * size <= MEMORY else None
+        self.spec = spec
+        self.kept: dict[int, Tensor] | None = {} if len(pool) * size(spec) <= MEMORY else None
 
     def __len__(self) -> int:
         return len(self.places)
@@ -33,7 +33,7 @@ class Pictures(torch.utils.data.Dataset[tuple[Tensor, int]]):
         if self.kept is not None and index in self.kept:
             return self.kept[index], self.labels[index]
         view, row = self.places[index]
-        picture = to_tensor(next(view.read([row])), self.size)
+        picture = decode(next(view.read([row])), self.spec)
         if self.kept is not None:
             self.kept[index] = picture
         return picture, self.labels[index]
@@ -65,10 +65,13 @@ class Batches:
 
 
 def augmented(picture: Tensor, how: Literal["none", "crop", "crop_flip"]) -> Tensor:
-    """A random resized crop of (3, S, S), mirrored half the time where `how` says so; drawn from torch's generator."""
+    """A random resized crop of (3, S, S), mirrored half the time where `how` says so; drawn from torch's generator.
+
+    A row (D,) stays as it is.
+    """
     from torchvision.transforms import v2
 
-    if how == "none":
+    if how == "none" or picture.ndim != 3:
         return picture
     crop = v2.RandomResizedCrop(picture.shape[-1], scale=(0.7, 1.0), ratio=(0.85, 1.18), antialias=True)
     picture = crop(picture)

@@ -22,16 +22,17 @@ from everfresh.tasks.config import PipelineConfig, Rung, is_path
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import DataError
 from everfresh.tasks.fine_tune.head import refit_head
-from everfresh.tasks.fine_tune.pool import accuracy_of, hits_of, labels_of, pool_of, pooled
+from everfresh.tasks.fine_tune.pool import Pool, accuracy_of, hits_of, labels_of, pool_of, pooled
 from everfresh.tasks.fine_tune.trainer import Trainer
 from everfresh.tasks.ledger import attempt_folder, find, settle
-from everfresh.tasks.records import Candidate, Cost, ModelSpec, Release, Tick, digest_of
+from everfresh.tasks.records import Candidate, Cost, Feature, ModelSpec, Release, Tick, digest_of
 from everfresh.tasks.store import Store, file_digest, scratch
+from everfresh.tasks.vectors import fitted
 from everfresh.tasks.views import View
 
 CODE = (
     *(f"fine_tune/{name}.py" for name in ("checkpoint", "head", "input", "pool", "recipe", "stage", "trainer")),
-    *(f"{name}.py" for name in ("models", "images", "views", "embeddings")),
+    *(f"{name}.py" for name in ("models", "inputs", "images", "vectors", "views", "embeddings")),
 )
 """What a candidate's weights depend on, beside its inputs."""
 
@@ -81,6 +82,8 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
             f"fine_tune: window {tick.seq} must have labelled training samples of model.classes, got none. "
             "Add labels, or extend model.classes."
         )
+    if not from_champion and start is None:
+        spec = spec.model_copy(update={"features": _standardised(config, spec, train)})
     tune = pool_of(window, [], "tune", classes, 0, withheld)
     kept = pool_of(None, earlier, "tune", classes, config.window.bank_max_samples, withheld)
     folder = f"candidates/{key}"
@@ -142,6 +145,17 @@ def _start(
     if spec.classes != config.model.classes:
         spec = models.with_classes(module, spec, config.model.classes, config.fine_tune.seed)
     return module, spec
+
+
+def _standardised(config: PipelineConfig, spec: ModelSpec, train: Pool) -> tuple[Feature, ...]:
+    """The features with mean and std of the training samples, but for those that the pipeline file gives one of."""
+    given = {c.name for c in config.model.features if (c.mean, c.std) != (None, None)}
+    free = [f for f in spec.features if f.name not in given]
+    made = {
+        f.name: f
+        for f in fitted(free, (data for view, rows in train.parts for data in view.read(rows.tolist() if free else [])))
+    }
+    return tuple(made.get(f.name, f) for f in spec.features)
 
 
 def _weights_identity(weights: str | None) -> str | None:

@@ -23,7 +23,7 @@ from everfresh.tasks.fine_tune.input import Batches, Pictures, augmented
 from everfresh.tasks.fine_tune.interrupt import Stop, stoppable
 from everfresh.tasks.fine_tune.pool import Pool, hits_of, labels_of
 from everfresh.tasks.fine_tune.recipe import groups, rate
-from everfresh.tasks.images import normalise
+from everfresh.tasks.inputs import prepare, shape
 from everfresh.tasks.progress import bar
 from everfresh.tasks.records import Cost, ModelSpec, Part
 from everfresh.tasks.store import Store, scratch
@@ -77,7 +77,7 @@ class Trainer:
         """
         from torch.utils.tensorboard import SummaryWriter
 
-        pictures = Pictures(pool, self.spec.image_size)
+        pictures = Pictures(pool, self.spec)
         batches = Batches(len(pictures), self.config.batch_size, self.config.epochs, self.config.seed)
         self._resume()
         self.before = self.progress.seconds
@@ -148,7 +148,7 @@ class Trainer:
         try:
             for part, truth in zip(*(t.tensor_split(parts) for t in (pixels, labels)), strict=True):
                 with self.accelerator.autocast():
-                    scores = self.module(normalise(part, self.spec.mean, self.spec.std).to(memory_format=self.layout))
+                    scores = self.module(prepare(part, self.spec, self.layout))
                     loss = nn.functional.cross_entropy(scores, truth, label_smoothing=self.config.label_smoothing)
                 self.accelerator.backward(loss * (len(truth) / len(labels)))
                 right = (scores.detach().argmax(dim=1) == truth).sum()
@@ -161,8 +161,9 @@ class Trainer:
         """Twice as many parts of each batch from now on; the batch that a step learns from stays as large."""
         if self.progress.parts * 4 > batch:
             raise TrainingError(
-                f"fine_tune: two pictures of {self.spec.image_size} px must fit into the memory of {self.device}, and do not. "
-                "Free it of other processes, or choose a smaller model.image_size or model.architecture."
+                f"fine_tune: two samples of {' × '.join(map(str, shape(self.spec)))} must fit into the memory of "
+                f"{self.device}, and do not. Free it of other processes, or choose a smaller model.architecture or "
+                "model.image_size."
             )
         self.progress.parts *= 2
         torch.cuda.empty_cache()
@@ -187,7 +188,8 @@ class Trainer:
         """One epoch's figures; the next one starts from nothing."""
         loss, right, samples = self.sums.tolist()
         if self.shown is not None and self.shown.numel():
-            writer.add_images("train/pictures", self.shown[:SHOWN], epoch)
+            if self.shown.ndim == 4:
+                writer.add_images("train/pictures", self.shown[:SHOWN], epoch)
             self.shown = self.shown[:0]
         writer.add_scalar("speed/share_waiting_for_data", self.progress.waiting / max(1e-9, self.progress.seconds), epoch)
         writer.add_scalar("speed/images_per_second", epoch * samples / max(1e-9, self.progress.seconds), epoch)

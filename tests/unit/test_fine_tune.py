@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.loop import arrive, open_tick, pipeline, second_window
 
-from everfresh.tasks import images, ingest, journal, models
+from everfresh.tasks import ingest, inputs, journal, models
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import AccessRefused, DataError, StoreError, TrainingError
@@ -345,9 +345,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, when: Any) -> None:
 
     def poisoned(self: Trainer, pictures: Any, rows: Any, number: int, steps: int) -> None:
         sick = when(number, self.progress.scale)
-        monkeypatch.setattr(
-            training, "normalise", (lambda pixels, *_: pixels.float() * float("nan")) if sick else images.normalise
-        )
+        monkeypatch.setattr(training, "prepare", (lambda pixels, *_: pixels.float() * float("nan")) if sick else inputs.prepare)
         step(self, pictures, rows, number, steps)
 
     monkeypatch.setattr(Trainer, "_step", poisoned)
@@ -441,9 +439,9 @@ def memory_for(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
         tried.append(len(pixels))
         if len(pixels) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")  # there is no device here that could
-        return images.normalise(pixels, *rest)
+        return inputs.prepare(pixels, *rest)
 
-    monkeypatch.setattr(training, "normalise", measured)
+    monkeypatch.setattr(training, "prepare", measured)
     return tried
 
 
@@ -460,7 +458,7 @@ def test_out_of_memory_the_batch_is_taken_in_parts_and_learnt_from_whole(
 
 def test_where_two_pictures_do_not_fit_the_error_says_what_to_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory_for(monkeypatch, 1)
-    with pytest.raises(TrainingError, match=r"two pictures of 16 px must fit .* choose a smaller model.image_size"):
+    with pytest.raises(TrainingError, match=r"two samples of 3 × 16 × 16 must fit .* choose a smaller .* model.image_size"):
         train(first(tmp_path, 36), "pretrained")
 
 
