@@ -75,8 +75,8 @@ def run(seed: int, rung: str) -> dict[str, Any]:
         row = {
             "seed": seed,
             "rung": rung,
-            "frozen": by_domain(store, entries[0].champion),
-            "champion": by_domain(store, entries[-1].champion),
+            "frozen": by_domain(store, *model_of(store, entries[0].champion)),
+            "champion": by_domain(store, *model_of(store, entries[-1].champion)),
             "seconds": [e.cost.seconds for e in trained],
             "releases": sum(e.version is not None for e in entries),
             "alarms": [e.seq for e in entries if e.alarm],
@@ -86,27 +86,34 @@ def run(seed: int, rung: str) -> dict[str, Any]:
         return row
 
 
-def by_domain(store: Any, release_id: str | None) -> dict[str, float]:
-    """Accuracy of a release on all hold-outs of each domain."""
-    import numpy as np
-
-    from everfresh.tasks.embeddings import Embedder
-    from everfresh.tasks.ledger import find, stream
+def model_of(store: Any, release_id: str | None) -> tuple[Any, Any]:
+    """How to build the model of a release, and its weights."""
+    from everfresh.tasks.ledger import find
     from everfresh.tasks.records import Release
-    from everfresh.tasks.views import View
 
     release = find(store, f"releases/{release_id}/release.json", Release)
     assert release is not None
-    embedder = Embedder.open(store, release.spec, release.files["model.safetensors"])
+    return release.spec, release.files["model.safetensors"]
+
+
+def by_domain(store: Any, spec: Any, weights: Any) -> dict[str, float]:
+    """Accuracy of a model on all hold-outs of each domain."""
+    import numpy as np
+
+    from everfresh.tasks.embeddings import Embedder
+    from everfresh.tasks.ledger import stream
+    from everfresh.tasks.views import View
+
+    embedder = Embedder.open(store, spec, weights)
     hits: dict[str, list[bool]] = {d: [] for d in DOMAINS}
     for entry in stream(store):
         view = View(store, entry.view)
-        rows = view.rows("holdout", release.spec.classes)
+        rows = view.rows("holdout", spec.classes)
         _, scores = embedder.scores(view, rows)
         for row, guess in zip(rows, scores.argmax(dim=1).tolist(), strict=True):
             sample = view.samples[int(row)]
             domain = next(d for d in DOMAINS if sample.key.startswith(f"pacs-{d}.tar"))
-            hits[domain].append(release.spec.classes[guess] == sample.label)
+            hits[domain].append(spec.classes[guess] == sample.label)
     return {d: float(np.mean(h)) for d, h in hits.items()}
 
 

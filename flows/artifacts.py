@@ -52,11 +52,15 @@ def tick_summary(config: PipelineConfig, tick: Tick, entry: JournalEntry, evalua
     """What was decided and why, what each rung cost and reached, what the gates said, and who is champion now."""
     lines = [f"## {config.name} · window {tick.seq}: {headline(entry)}", *(f"- {reason}" for reason in entry.decision.reasons)]
     if entry.tried:
-        lines.append("\n| rung | tune accuracy | seconds | images/s | waiting for data |\n|---|---|---|---|---|")
+        lines.append(
+            "\n| rung | tune accuracy | gain on tune | seconds | images/s | waiting for data |\n|---|---|---|---|---|---|"
+        )
         for tried in entry.tried:
             speed = f"{tried.cost.images_per_second:.0f} | {tried.cost.waiting:.0%}"
-            lines.append(f"| {tried.rung} | {tried.tune_accuracy:.1%} | {tried.cost.seconds:.1f} | {speed} |")
-        lines += [f"| {rung} | not tried | | | |" for rung in entry.not_tried]
+            gain = "–" if tried.tune_gain is None else f"{tried.tune_gain:+.1%}"
+            lines.append(f"| {tried.rung} | {tried.tune_accuracy:.1%} | {gain} | {tried.cost.seconds:.1f} | {speed} |")
+        lines += [f"| {rung} | {why} | | | | |" for rung, why in entry.unfit.items()]
+        lines += [f"| {rung} | not tried | | | | |" for rung in entry.not_tried]
     if evaluation:
         lines.append("\n| gate | verdict |\n|---|---|")
         for v in evaluation.verdicts:

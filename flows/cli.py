@@ -109,7 +109,7 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Retrain on the newest window whatever the policy says.")] = False,
     reason: Reason = "",
     rung: Annotated[
-        str | None, typer.Option("--rung", help="With --force: the one rung to try: head, full, pretrained.")
+        str | None, typer.Option("--rung", help="With --force: the one rung to try: recalibrate, head, full, pretrained.")
     ] = None,
     trust_labels: Annotated[
         bool, typer.Option("--trust-labels", help="With --force: the window's labels are right, though they look suspect.")
@@ -204,8 +204,13 @@ def compare(
 def replay(
     pipeline: Pipeline,
     name: Annotated[str, typer.Option("--name", help="Of the replay; the same name goes on where it stopped.")] = "",
-    rung: Annotated[str | None, typer.Option("--rung", help="The one rung to try: head, full, pretrained.")] = None,
+    rung: Annotated[
+        str | None, typer.Option("--rung", help="The one rung to try: recalibrate, head, full, pretrained.")
+    ] = None,
     last: Annotated[int | None, typer.Option("--last", help="Stop after this window.")] = None,
+    all_rungs: Annotated[
+        bool, typer.Option("--all-rungs", help="Measure what every rung would have cost and gained, too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Past windows in order, same steps, nothing published: try a policy before living with it."""
@@ -213,18 +218,23 @@ def replay(
     from everfresh.flows.replay import replay as run_replay
 
     _ready(quiet=as_json)
-    made, entries = run_replay(config, name, _rung(rung), last)
+    made, entries = run_replay(config, name, _rung(rung), last, all_rungs)
     _report(config, entries, as_json, "no window is left to replay")
     if not as_json:
+        if all_rungs:
+            from everfresh.flows.rungs import advice, rungs_table
+
+            _print(rungs_table(entries), as_json=False)
+            sys.stdout.write(f"{advice(entries)}\n")
         sys.stdout.write(f"replay {made}: under replays/{made}/ in the store; the live champion was not touched\n")
 
 
 def _rung(name: str | None) -> Rung | None:
     match name:
-        case None | "head" | "full" | "pretrained":
+        case None | "recalibrate" | "head" | "full" | "pretrained":
             return name
         case _:
-            raise ConfigError(f"--rung must be head, full or pretrained, got {name!r}. Choose one.")
+            raise ConfigError(f"--rung must be recalibrate, head, full or pretrained, got {name!r}. Choose one.")
 
 
 def _report(config: PipelineConfig, entries: Sequence[Any], as_json: bool, idle: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 
 from prefect import flow, get_run_logger
 
@@ -12,8 +13,18 @@ from everfresh.flows.fine_tune import fine_tune
 from everfresh.tasks import steps
 from everfresh.tasks.config import PipelineConfig, Rung
 from everfresh.tasks.decide import best, next_rung
-from everfresh.tasks.errors import ChampionMoved, DataError, EverfreshError, TrainingError
-from everfresh.tasks.records import AliasMove, Candidate, Decision, DriftReport, Evaluation, JournalEntry, Tick
+from everfresh.tasks.errors import ChampionMoved, DataError, EverfreshError, RungUnfit, TrainingError
+from everfresh.tasks.journal import tried_rung
+from everfresh.tasks.records import (
+    AliasMove,
+    Candidate,
+    Decision,
+    DriftReport,
+    Evaluation,
+    JournalEntry,
+    Tick,
+    TriedRung,
+)
 
 
 @flow(name="retrain", flow_run_name="{config.name}", persist_result=False, validate_parameters=True)
@@ -57,15 +68,16 @@ def retrain(
     return done
 
 
-def run_tick(config: PipelineConfig, tick: Tick) -> JournalEntry:
-    """The stages in order, for one window."""
+def run_tick(config: PipelineConfig, tick: Tick, beside: Sequence[Rung] = ()) -> JournalEntry:
+    """The stages in order, for one window; `beside` names rungs to measure that decide nothing."""
     drift = steps.detect_drift(config, tick)
     decision = steps.decide_action(config, tick, drift)
     artifacts.drift_table(config, tick, drift)
     announce(config, tick, drift)
-    tried, failure = climb(config, tick, decision)
+    tried, unfit, failure = climb(config, tick, decision)
     evaluation, published = prove(config, tick, drift, best(tried))
-    entry = steps.sum_up(config, tick, drift, decision, tried, evaluation, published, str(failure or ""))
+    others = measure(config, tick, drift, beside, tried) if decision.action == "retrain" else []
+    entry = steps.sum_up(config, tick, drift, decision, tried, evaluation, published, str(failure or ""), unfit, others)
     announce(config, tick, entry)  # before the tick is over: a run that dies in between is made good by the next
     entry = steps.end_tick(config, tick, entry)
     artifacts.tick_summary(config, tick, entry, evaluation)
@@ -75,15 +87,43 @@ def run_tick(config: PipelineConfig, tick: Tick) -> JournalEntry:
     return entry
 
 
-def climb(config: PipelineConfig, tick: Tick, decision: Decision) -> tuple[list[Candidate], EverfreshError | None]:
-    """Try rungs until one is enough. A window that cannot be trained on fails this run, but not those after it."""
+def climb(
+    config: PipelineConfig, tick: Tick, decision: Decision
+) -> tuple[list[Candidate], dict[Rung, str], EverfreshError | None]:
+    """Try rungs until one is enough on *tune*, past those that have no answer; the hold-out is not looked at here.
+
+    A window that cannot be trained on fails this run, but not those after it.
+    """
     tried: list[Candidate] = []
+    unfit: dict[Rung, str] = {}
     try:
-        while rung := next_rung(decision, tried):
-            tried.append(fine_tune(config, tick, rung, tried[-1] if tried else None))
+        while rung := next_rung(decision, tried, unfit):
+            try:
+                tried.append(fine_tune(config, tick, rung, tried[-1] if tried else None))
+            except RungUnfit as why:
+                get_run_logger().info("rung %s has no answer: %s", rung, why)
+                unfit[rung] = str(why)
     except (DataError, TrainingError) as error:
-        return tried, error
-    return tried, None
+        return tried, unfit, error
+    return tried, unfit, None
+
+
+def measure(
+    config: PipelineConfig, tick: Tick, drift: DriftReport | None, rungs: Sequence[Rung], tried: Sequence[Candidate]
+) -> list[TriedRung]:
+    """What each rung costs and gains, tried by the ladder or not; `full` goes on from the head and counts its cost."""
+    made = {candidate.rung: candidate for candidate in tried}
+    found = []
+    for rung in rungs:
+        try:
+            candidate = made.get(rung) or fine_tune(config, tick, rung, made.get("head") if rung == "full" else None)
+        except (DataError, TrainingError) as error:
+            get_run_logger().info("rung %s has no answer: %s", rung, error)
+            continue
+        made[rung] = candidate
+        before = next((other.cost for other in made.values() if other.key == candidate.start), None)
+        found.append(tried_rung(candidate, steps.evaluate(config, tick, candidate, drift), before))
+    return found
 
 
 def prove(

@@ -7,8 +7,9 @@ measurements at no cost, and a rerun after a crash decides the same.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
+from typing import Any
 
 from everfresh.tasks.config import OnAge, OnDrift, OnNewSamples, OnPerformance, PolicyConfig, Rung, Trigger, Trust
 from everfresh.tasks.records import (
@@ -21,6 +22,7 @@ from everfresh.tasks.records import (
     Tick,
     Window,
 )
+from everfresh.tasks.trust import believed_from
 
 MOST_BANKED = 64
 """Windows in the bank; the one of the most frequent regime that has the fewest labels leaves first, the oldest of equals."""
@@ -59,13 +61,16 @@ def decide(
             )
         return Decision(action="bootstrap", reasons=("there is no champion yet",), ladder=(policy.bootstrap,))
     target = max(0.0, drift.reference_accuracy - policy.adequate_drop)
-    ladder = (tick.rung,) if tick.rung else policy.ladder
+    left_out: dict[Rung, str] = {} if tick.rung else _hopeless(policy, drift)
+    ladder = (tick.rung,) if tick.rung else tuple(rung for rung in policy.ladder if rung not in left_out)
+    plan: dict[str, Any] = {"ladder": ladder, "left_out": left_out, "target": target}
+    plan["believed_from"] = believed_from(window, drift, vouched=tick.trust_labels)
     obstacle = _obstacle(tick, window)
     if tick.request:
         reason = f"forced by a person: {tick.reason or 'no reason given'}"
         if obstacle:
             return _nothing(f"{reason}; {obstacle}")
-        return Decision(action="retrain", reasons=(reason,), triggers=("force",), ladder=ladder, target=target)
+        return Decision(action="retrain", reasons=(reason,), triggers=("force",), **plan)
     verdicts = [_judge(trigger, tick, window, drift, last, champion_since) for trigger in policy.triggers]
     reasons = tuple(words for _, words in verdicts) or ("no trigger is configured: this pipeline only watches",)
     fired = tuple(t.kind for t, (yes, _) in zip(policy.triggers, verdicts, strict=True) if yes)
@@ -81,7 +86,18 @@ def decide(
         passed = f"but only {since} windows have passed since the last training"
         words = f"{passed}, within the cooldown of {policy.cooldown_windows}"
         return _nothing(*reasons, words)
-    return Decision(action="retrain", reasons=reasons, triggers=fired, ladder=ladder, target=target)
+    return Decision(action="retrain", reasons=reasons, triggers=fired, **plan)
+
+
+def _hopeless(policy: PolicyConfig, drift: DriftReport) -> dict[Rung, str]:
+    """Rungs that cannot be adequate here, and why; one is left whatever is known.
+
+    Recalibrating adds class shares to the scores: where those have not moved it predicts what the champion predicts.
+    """
+    moved = any(not shift.estimated.low <= shift.reference <= shift.estimated.high for shift in drift.classes)
+    if moved or "recalibrate" not in policy.ladder or len(policy.ladder) == 1:
+        return {}
+    return {"recalibrate": "no class's share is known to have moved"}
 
 
 def _nothing(*reasons: str) -> Decision:
@@ -150,12 +166,30 @@ def _judge(
             return age >= days, f"the champion is {age:.1f} days old, of {days:g}"
 
 
-def next_rung(decision: Decision, tried: Sequence[Candidate]) -> Rung | None:
-    """The next rung to try, or None: the last one was enough on *tune*, or there is none left."""
-    if tried and (decision.action == "bootstrap" or tried[-1].reached >= decision.target):
+def next_rung(decision: Decision, tried: Sequence[Candidate], unfit: Collection[Rung] = ()) -> Rung | None:
+    """The next rung to try, or None: the last one was enough on *tune*, or there is none left.
+
+    None as well if nobody agrees with the labels, the last rung neither: what a dearer one learns from them is wrong, too.
+
+    Args:
+        decision: with the ladder and the target.
+        tried: what the rungs tried so far made, in order.
+        unfit: rungs that had no answer.
+    """
+    if tried and (decision.action == "bootstrap" or enough(decision, tried[-1]) or tried[-1].reached < decision.believed_from):
         return None
-    left = decision.ladder[len(tried) :]
-    return left[0] if left else None
+    done = {*unfit, *(candidate.rung for candidate in tried)}
+    return next((rung for rung in decision.ladder if rung not in done), None)
+
+
+def enough(decision: Decision, candidate: Candidate) -> bool:
+    """Whether a rung's answer is adequate on *tune*: it reaches the target, and if nothing was trained, it gained something.
+
+    A recalibration that predicts what the champion predicts is no answer to lost accuracy, however good both look on few
+    samples.
+    """
+    gained = candidate.rung != "recalibrate" or candidate.gain is None or candidate.gain > 0
+    return gained and candidate.reached >= decision.target
 
 
 def best(tried: Sequence[Candidate]) -> Candidate | None:

@@ -13,6 +13,7 @@
     ├── ModelError        architecture, weights or classes do not fit
     ├── DataError         too few or unusable samples for a step
     ├── TrainingError     the loss is not finite, the device is missing
+    │   └── RungUnfit         this rung has no answer here; the ladder goes on
     └── ReleaseError      a move of the champion that is not allowed
         └── ChampionMoved     somebody moved it since the evaluation
 
@@ -63,6 +64,10 @@ class DataError(EverfreshError):
 
 class TrainingError(EverfreshError):
     """Training cannot go on."""
+
+
+class RungUnfit(TrainingError):
+    """A rung has no answer to this window, a dearer one may have."""
 
 
 class ReleaseError(EverfreshError):

@@ -8,7 +8,7 @@ from the same start, does the missing work only, and ends the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 
 from everfresh.tasks.config import Rung, Trust
@@ -144,9 +144,11 @@ def sum_up(
     trust: Trust,
     bank: tuple[Banked, ...],
     failure: str = "",
+    unfit: Mapping[Rung, str] | None = None,
+    beside: Sequence[TriedRung] = (),
 ) -> JournalEntry:
     """The journal entry that will end a tick."""
-    window = window_of(store, tick.view)
+    window, unfit = window_of(store, tick.view), {**decision.left_out, **(unfit or {})}
     last = previous(store, tick.seq, tick.request)
     head = champion_moves(store).last()
     return JournalEntry(
@@ -163,11 +165,10 @@ def sum_up(
         estimated_accuracy=drift.estimated_accuracy.value if drift else None,
         measured_accuracy=drift.labels.champion.value if drift and drift.labels else None,
         decision=decision,
-        tried=tuple(
-            TriedRung(rung=c.rung, candidate=c.key, weights_sha256=c.weights.sha256, tune_accuracy=c.tune_accuracy, cost=c.cost)
-            for c in tried
-        ),
-        not_tried=decision.ladder[len(tried) :],
+        tried=tuple(tried_rung(c, evaluation) for c in tried),
+        not_tried=tuple(rung for rung in decision.ladder if rung not in unfit and rung not in {c.rung for c in tried}),
+        unfit=unfit,
+        beside=tuple(beside),
         evaluation=evaluation.key if evaluation else None,
         failed_gates=evaluation.failed_gates if evaluation else (),
         gain=evaluation.window.gain if evaluation else None,
@@ -184,6 +185,27 @@ def sum_up(
         cost=sum((c.cost for c in tried), Cost()),
         started_at=tick.now,
         finished_at=store.now(),
+    )
+
+
+def tried_rung(candidate: Candidate, evaluation: Evaluation | None, before: Cost | None = None) -> TriedRung:
+    """A rung as the journal tells it.
+
+    Args:
+        candidate: what it made.
+        evaluation: of this tick; tells of this candidate only if it is this one's.
+        before: what the rung that it went on from has cost, where that is to be counted too.
+    """
+    proof = evaluation if evaluation and evaluation.candidate == candidate.key else None
+    return TriedRung(
+        rung=candidate.rung,
+        candidate=candidate.key,
+        weights_sha256=candidate.weights.sha256,
+        tune_accuracy=candidate.tune_accuracy,
+        tune_gain=candidate.gain,
+        gain=proof.window.gain if proof else None,
+        failed_gates=proof.failed_gates if proof else None,
+        cost=candidate.cost + (before or Cost()),
     )
 
 

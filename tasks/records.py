@@ -377,8 +377,13 @@ class Decision(Record):
     """Kinds of the triggers that fired."""
     ladder: tuple[Rung, ...] = ()
     """Rungs that may be tried, in order."""
+    left_out: dict[Rung, str] = {}
+    """Rungs of the policy that cannot be adequate here, and why."""
     target: float = 0.0
     """Tune accuracy at which a rung is enough."""
+    believed_from: float = 0.0
+    """Tune accuracy from which a challenger makes labels believable that nothing else speaks for; below it no dearer rung is
+    tried. 0 where something does."""
 
 
 class Cost(Value):
@@ -476,6 +481,8 @@ class Candidate(Record):
     tune_samples: int
     kept_accuracy: Share | None
     """On the tune samples of the earlier windows; null if there are none."""
+    champion_accuracy: Share | None = None
+    """The champion's on the samples that `reached` is of; null without a champion or such samples."""
     cost: Cost
     device: str
     files: dict[str, Part] = {}
@@ -488,6 +495,11 @@ class Candidate(Record):
     def reached(self) -> float:
         """Accuracy on *tune*: the window's, or that of the earlier windows where the window has no tune sample."""
         return self.tune_accuracy if self.tune_samples or self.kept_accuracy is None else self.kept_accuracy
+
+    @property
+    def gain(self) -> float | None:
+        """Of accuracy on *tune* over the champion; None where that is not known."""
+        return None if self.champion_accuracy is None else self.reached - self.champion_accuracy
 
 
 class Scores(Value):
@@ -576,6 +588,12 @@ class TriedRung(Value):
     candidate: str
     weights_sha256: str
     tune_accuracy: Share
+    tune_gain: float | None = None
+    """Over the champion on *tune*; null where that is not known."""
+    gain: Interval | None = None
+    """Over the champion on this window's hold-out, where that was looked at: of the challenger, and of all in a replay."""
+    failed_gates: tuple[str, ...] | None = None
+    """Gates that said no; null where none was asked."""
     cost: Cost
 
 
@@ -598,6 +616,10 @@ class JournalEntry(Record):
     decision: Decision
     tried: tuple[TriedRung, ...] = ()
     not_tried: tuple[Rung, ...] = ()
+    unfit: dict[Rung, str] = {}
+    """Rungs that were left out or had no answer, and why."""
+    beside: tuple[TriedRung, ...] = ()
+    """What a replay with all rungs found of each of them, cheapest first; nothing of it was decided on."""
     evaluation: str | None = None
     failed_gates: tuple[str, ...] = ()
     gain: Interval | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 from uuid import UUID
 
@@ -31,6 +31,7 @@ from everfresh.tasks.records import (
     Release,
     StreamEntry,
     Tick,
+    TriedRung,
 )
 from everfresh.tasks.store import Store, pipeline_store
 from everfresh.tasks.trust import judge_labels
@@ -228,13 +229,15 @@ def sum_up(
     evaluation: Evaluation | None,
     published: AliasMove | None,
     failure: str,
+    unfit: Mapping[Rung, str],
+    beside: Sequence[TriedRung],
 ) -> JournalEntry:
     """What the journal will say of the tick."""
     store = open_pipeline(config, tick)
     window = journal.window_of(store, tick.view)
     trust = evaluation.trust if evaluation else judge_labels(window, drift, None, vouched=tick.trust_labels)
     bank = decide.bank_after(tick, window, drift, trust)
-    return journal.sum_up(store, tick, drift, decision, tried, evaluation, published, trust, bank, failure)
+    return journal.sum_up(store, tick, drift, decision, tried, evaluation, published, trust, bank, failure, unfit, beside)
 
 
 @step("journal")

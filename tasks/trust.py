@@ -50,6 +50,16 @@ def judge_labels(window: Window, drift: DriftReport | None, challenger: float | 
     return "suspect" if above < (DRIFTED_SHARE if moved else QUIET_SHARE) * usual else "trusted"
 
 
+def believed_from(window: Window, drift: DriftReport | None, *, vouched: bool = False) -> float:
+    """Accuracy, 0…1, from which a challenger makes the window's labels believable; 0 if they are anyway, 2 if none can."""
+    if judge_labels(window, drift, None, vouched=vouched) == "trusted" or drift is None or drift.labels is None:
+        return 0.0
+    if judge_labels(window, drift, 1.0) == "suspect":
+        return 2.0
+    chance = drift.labels.chance
+    return chance + DRIFTED_SHARE * (drift.reference_accuracy - chance)
+
+
 def suspicion(drift: DriftReport | None) -> str:
     """Why a suspect window's labels are not believed, and what to do about it."""
     if drift is None:

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Rung = Literal["head", "full", "pretrained"]
+Rung = Literal["recalibrate", "head", "full", "pretrained"]
 Trust = Literal["trusted", "suspect", "retired"]
 
 
@@ -374,9 +374,10 @@ class PolicyConfig(Section):
     cooldown_windows: int = Field(default=0, ge=0, le=10_000)
     """Windows after a training during which only a person can start another."""
     bootstrap: Rung = "full"
-    """How version 1 is trained when there is no champion yet."""
-    ladder: Annotated[tuple[Rung, ...], AfterValidator(_unique)] = Field(default=("head", "full"), min_length=1)
-    """Rungs in the order in which they are tried, cheapest first."""
+    """How version 1 is trained when there is no champion yet; there is nothing to recalibrate then."""
+    ladder: Annotated[tuple[Rung, ...], AfterValidator(_unique)] = Field(default=("recalibrate", "head", "full"), min_length=1)
+    """Rungs in the order in which they are tried, cheapest first: `recalibrate`, `head`, `full`, `pretrained`. The first is
+    left out unless class shares have moved."""
     adequate_drop: float = Field(default=0.03, ge=0, le=1)
     """A rung is enough when its tune accuracy is at most this far below the champion's baseline, 0…1."""
 
@@ -386,6 +387,8 @@ class FineTuneConfig(Section):
 
     epochs: int = Field(default=8, ge=1, le=10_000)
     """Passes over the training samples in the rungs `full` and `pretrained`."""
+    full_epochs: int | None = Field(default=None, ge=1, le=10_000)
+    """Passes in `full`, which goes on from weights that know the task and may need fewer; null for as many as `epochs`."""
     batch_size: int = Field(default=32, ge=2, le=65_536)
     """Samples a step."""
     learning_rate: float = Field(default=1e-3, gt=0, le=10)
@@ -506,6 +509,11 @@ class PipelineConfig(Section):
                 "policy.triggers must be empty while source.labels is none, got "
                 f"{', '.join(t.kind for t in self.policy.triggers)}: nothing can be trained without labels. "
                 "Write `triggers: []` to watch only, or say where labels are"
+            )
+        if self.policy.bootstrap == "recalibrate":
+            raise ValueError(
+                "policy.bootstrap must not be recalibrate, got recalibrate: version 1 has no champion to start from. "
+                "Choose head, full or pretrained"
             )
         if self.model.weights is None and self.policy.bootstrap == "head":
             raise ValueError(

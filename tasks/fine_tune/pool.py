@@ -1,7 +1,13 @@
-"""What is trained and tuned on: rows of the window and of earlier ones, replayed in equal shares."""
+"""What is trained and tuned on: rows of the window, and a reservoir of earlier ones, class by class and window by window.
+
+Each sample has a fixed place in its cell, one class of one window, by a hash of its bytes; the reservoir takes the first of
+every cell, then the second of every cell, until its budget is spent (a stratified bottom-k sample: Cohen & Kaplan, PODC 2007).
+So no window and no class crowds another out, and what is kept under a budget is kept under every larger one.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from everfresh.tasks import models
-from everfresh.tasks.records import Split
-from everfresh.tasks.views import View, seeded_choice
+from everfresh.tasks.records import Split, digest_of
+from everfresh.tasks.views import View
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Pool:
 def pool_of(
     window: View | None, earlier: Sequence[View], split: Split, classes: tuple[str, ...], most: int, withheld: frozenset[str]
 ) -> Pool:
-    """Rows of a split: all of the window's, and a seeded, equal share of each earlier view's up to `most` in all."""
+    """Rows of a split: all of the window's, and a reservoir of the earlier views', at most `most` in all."""
 
     def rows_of(view: View) -> NDArray[np.int64]:
         rows = view.rows(split, classes)
@@ -42,22 +48,25 @@ def pool_of(
     parts = [] if window is None else [(window, rows_of(window))]
     if most:
         rows = [rows_of(view) for view in earlier]
-        share = equal_share([len(r) for r in rows], most)
-        for view, r in zip(earlier, rows, strict=True):
-            chosen = r[seeded_choice(len(r), share, "replay", view.window.view)]
-            parts.append((view, chosen))
+        names = [
+            [(v.window.view, v.samples[int(r)].label or "", v.samples[int(r)].key) for r in own]
+            for v, own in zip(earlier, rows, strict=True)
+        ]
+        kept = reservoir([name for own in names for name in own], most)
+        parts += [(v, own[[n in kept for n in named]]) for v, own, named in zip(earlier, rows, names, strict=True)]
     return Pool(tuple(parts), classes)
 
 
-def equal_share(counts: Sequence[int], most: int) -> int:
-    """The largest cap on each count with which their sum stays within `most`, at least 1."""
-    left = most
-    for place, count in enumerate(sorted(counts)):
-        share = left // (len(counts) - place)
-        if count > share:
-            return max(1, share)
-        left -= count
-    return max(counts, default=1) or 1
+def reservoir(samples: Sequence[tuple[str, str, str]], most: int) -> frozenset[tuple[str, str, str]]:
+    """At most `most` samples, each (view, class, key): of every class and window the same number, as far as it has them.
+
+    Whatever the order of the samples, the same ones are kept; they are among those that a larger budget keeps.
+    """
+    cells: dict[tuple[str, str], list[tuple[str, tuple[str, str, str]]]] = defaultdict(list)
+    for sample in set(samples):
+        cells[sample[:2]].append((digest_of("replay", *sample), sample))
+    places = [(place, draw, sample) for cell in cells.values() for place, (draw, sample) in enumerate(sorted(cell))]
+    return frozenset(sample for _, _, sample in sorted(places)[:most])
 
 
 def labels_of(view: View, rows: NDArray[np.int64], classes: Sequence[str]) -> Tensor:

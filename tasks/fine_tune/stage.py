@@ -1,5 +1,6 @@
 """Fine-tune: a window and the champion become a challenger, by the rung that was asked for.
 
+``recalibrate`` trains nothing: it cools the champion's scores and moves them to the class shares of now, folded into its head.
 ``head`` refits the last layer on embeddings that drift detection has paid for already: multinomial logistic
 regression, its strength of regularisation chosen by log loss on *tune*. ``full`` goes on from there through the whole network
 (linear probing, then fine-tuning: Kumar et al., ICLR 2022). ``pretrained`` starts again from the configured weights.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -20,9 +22,10 @@ from torch import nn
 from everfresh.tasks import models
 from everfresh.tasks.config import PipelineConfig, Rung, is_path
 from everfresh.tasks.embeddings import Embedder
-from everfresh.tasks.errors import DataError
+from everfresh.tasks.errors import DataError, RungUnfit
 from everfresh.tasks.fine_tune.head import refit_head
 from everfresh.tasks.fine_tune.pool import Pool, accuracy_of, hits_of, labels_of, pool_of, pooled
+from everfresh.tasks.fine_tune.recalibrate import recalibrate
 from everfresh.tasks.fine_tune.trainer import Trainer
 from everfresh.tasks.ledger import attempt_folder, find, settle
 from everfresh.tasks.records import Candidate, Cost, Feature, ModelSpec, Release, Tick, digest_of
@@ -31,7 +34,7 @@ from everfresh.tasks.vectors import fitted
 from everfresh.tasks.views import View
 
 CODE = (
-    *(f"fine_tune/{name}.py" for name in ("checkpoint", "head", "input", "pool", "recipe", "stage", "trainer")),
+    *(f"fine_tune/{name}.py" for name in ("checkpoint", "head", "input", "pool", "recalibrate", "recipe", "stage", "trainer")),
     *(f"{name}.py" for name in ("models", "inputs", "images", "vectors", "views", "embeddings")),
 )
 """What a candidate's weights depend on, beside its inputs."""
@@ -44,17 +47,21 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         store: of the pipeline.
         config: of the pipeline.
         tick: names the window, the champion and the bank whose training samples are replayed.
-        rung: ``head``, ``full`` or ``pretrained``.
+        rung: ``recalibrate``, ``head``, ``full`` or ``pretrained``.
         start: for ``full``: a candidate whose weights to go on from, instead of the champion's.
 
     Raises:
         DataError: the window has no labelled training sample.
+        RungUnfit: the rung has no answer here.
         TrainingError: the loss is not finite.
     """
     begun = time.monotonic()
     if tick.request:  # another draw: a person who forces wants another model, not the same one under a new name
         seed = int(digest_of(config.fine_tune.seed, tick.request)[:7], 16)
         config = config.model_copy(update={"fine_tune": config.fine_tune.model_copy(update={"seed": seed})})
+    if rung == "full" and config.fine_tune.full_epochs is not None:
+        fewer = config.fine_tune.model_copy(update={"epochs": config.fine_tune.full_epochs})
+        config = config.model_copy(update={"fine_tune": fewer})
     replay = tuple(b.view for b in tick.bank if b.view != tick.view)
     start = start if rung == "full" else None
     release = find(store, f"releases/{tick.champion}/release.json", Release)
@@ -71,8 +78,10 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
     )
     if (known := find(store, f"candidates/{key}/record.json", Candidate)) is not None:
         return known
-    module, spec = _start(store, config, release if from_champion else None, start)
     classes = config.model.classes
+    if rung == "recalibrate" and (release is None or release.spec.classes != classes):
+        raise RungUnfit("model.classes has changed since the champion was made" if release else "there is no champion yet")
+    module, spec = _start(store, config, release if from_champion else None, start)
     window, earlier = View(store, tick.view), [View(store, v) for v in replay]
     # A group that is hold-out anywhere is learnt from nowhere, also where an adopted model's validation pictures come in again.
     withheld = frozenset(s.group for view in earlier for s in view.samples if s.split == "holdout")
@@ -89,10 +98,13 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
     folder = f"candidates/{key}"
     attempt = attempt_folder(folder)
     torch.manual_seed(config.fine_tune.seed)
-    if rung == "head":
+    if rung in {"recalibrate", "head"}:
         precision = config.model.precision
         embedder = Embedder(store, module, spec, models.encoder_digest(module, spec, precision), precision)
-        spec = refit_head(embedder, train, tune, kept, config.fine_tune.seed)
+        if rung == "head":
+            spec = refit_head(embedder, train, tune, kept, config.fine_tune.seed)
+        else:
+            spec = recalibrate(embedder, train, tune, kept, _usual(store, release))
         module, files, trained, device, spent = embedder.module, {}, len(train), "cpu", Cost()
         tuned = [accuracy_of(embedder.scores(v, r)[1], labels_of(v, r, classes)) for v, r in tune.parts]
         held = [hits_of(embedder.scores(v, r)[1], labels_of(v, r, classes)) for v, r in kept.parts]
@@ -124,6 +136,7 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         tune_accuracy=tune_accuracy,
         tune_samples=len(tune),
         kept_accuracy=kept_accuracy,
+        champion_accuracy=_champion_on(store, config, release, tune if len(tune) else kept),
         cost=spent + Cost(seconds=seconds, device_seconds=seconds, samples=trained),
         device=device,
         files=files,
@@ -156,6 +169,21 @@ def _standardised(config: PipelineConfig, spec: ModelSpec, train: Pool) -> tuple
         for f in fitted(free, (data for view, rows in train.parts for data in view.read(rows.tolist() if free else [])))
     }
     return tuple(made.get(f.name, f) for f in spec.features)
+
+
+def _usual(store: Store, release: Release | None) -> Counter[str]:
+    """Labelled samples by class in the windows that a release was made from."""
+    views = [View(store, b.view).window for b in release.bank] if release else []
+    return sum((Counter(w.classes) for w in views), Counter())
+
+
+def _champion_on(store: Store, config: PipelineConfig, release: Release | None, pool: Pool) -> float | None:
+    """The champion's accuracy on a pool; None without a champion or of nothing."""
+    if release is None or not len(pool):
+        return None
+    weights, precision = release.files["model.safetensors"], config.model.precision
+    champion = Embedder.open(store, release.spec, weights, precision, code=config.model.architecture)
+    return pooled([hits_of(champion.scores(v, r)[1], labels_of(v, r, release.spec.classes)) for v, r in pool.parts])
 
 
 def _weights_identity(weights: str | None) -> str | None:

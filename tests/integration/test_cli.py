@@ -99,7 +99,7 @@ def test_wrong_use_is_code_2_and_names_the_remedy(everfresh: Everfresh, pipeline
     assert "--rung, --reason and --trust-labels must go with --force" in sentence(
         everfresh("run", pipeline.file, "--rung", "head"), 2
     )
-    assert "--rung must be head, full or pretrained, got 'tail'" in sentence(
+    assert "--rung must be recalibrate, head, full or pretrained, got 'tail'" in sentence(
         everfresh("run", pipeline.file, "--force", "--rung", "tail"), 2
     )
     assert everfresh("run", pipeline.file, "--nonsense").returncode == 2

@@ -45,7 +45,7 @@ def test_a_minimal_pipeline_loads_and_has_defaults() -> None:
     assert config.model.classes == ("cat", "dog")
     assert config.source.labels.kind == "parent_folder"
     assert [gate.kind for gate in config.gates] == ["floor", "better", "no_worse"]
-    assert config.policy.ladder == ("head", "full")
+    assert config.policy.ladder == ("recalibrate", "head", "full")
 
 
 def test_a_config_is_frozen_hashes_its_values_and_survives_json() -> None:

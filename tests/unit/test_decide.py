@@ -15,6 +15,7 @@ from everfresh.tasks.records import (
     AliasMove,
     Banked,
     Candidate,
+    ClassShift,
     Comparison,
     Cost,
     Decision,
@@ -303,6 +304,59 @@ RETRAIN = Decision(action="retrain", reasons=("x",), ladder=("head", "full", "pr
 )
 def test_the_ladder_is_climbed_until_a_rung_is_enough(tried: list[Candidate], expected: str | None) -> None:
     assert next_rung(RETRAIN, tried) == expected
+
+
+def test_a_rung_without_an_answer_is_passed_over() -> None:
+    assert next_rung(RETRAIN, [], {"head"}) == "full"
+    assert next_rung(RETRAIN, [candidate("full", 0.1)], {"head"}) == "pretrained"
+    assert next_rung(RETRAIN, [candidate("head", 0.1)], {"full", "pretrained"}) is None
+
+
+@pytest.mark.parametrize(("before", "enough"), [(0.8, False), (0.9, False), (0.7, True), (None, True)])
+def test_a_recalibration_must_gain_on_the_champion_to_be_enough(before: float | None, enough: bool) -> None:
+    decision = RETRAIN.model_copy(update={"ladder": ("recalibrate", "head")})
+    made = candidate("recalibrate", 0.8).model_copy(update={"champion_accuracy": before})
+    assert next_rung(decision, [made]) == (None if enough else "head")
+    assert next_rung(decision, [made.model_copy(update={"rung": "full"})]) is None
+
+
+def shares(*estimated: tuple[float, float]) -> tuple[ClassShift, ...]:
+    return tuple(
+        ClassShift(name=str(low), reference=0.2, estimated=Interval(value=low, low=low, high=high)) for low, high in estimated
+    )
+
+
+@pytest.mark.parametrize(
+    ("classes", "ladder", "left"),
+    [
+        ((), ("head", "full"), {"recalibrate"}),
+        (shares((0.1, 0.3), (0.2, 0.4)), ("head", "full"), {"recalibrate"}),
+        (shares((0.1, 0.3), (0.3, 0.4)), ("recalibrate", "head", "full"), set()),
+    ],
+)
+def test_recalibrating_is_tried_where_class_shares_have_moved(
+    classes: tuple[ClassShift, ...], ladder: tuple[str, ...], left: set[str]
+) -> None:
+    measured = drift(alarm=True, severity=0.3).model_copy(update={"classes": classes})
+    decision = verdict(drift=measured)
+    assert (decision.ladder, set(decision.left_out)) == (ladder, left)
+    assert verdict(PolicyConfig(ladder=("recalibrate",)), drift=measured).ladder == ("recalibrate",)
+    assert verdict(drift=measured, tick=tick(request="f", rung="recalibrate")).ladder == ("recalibrate",)
+
+
+def test_no_dearer_rung_learns_from_labels_that_nobody_agrees_with() -> None:
+    policy = PolicyConfig(triggers=(OnAge(days=1),))
+    labels = agreement(0.1, neighbours=0.1)
+    wrong = drift(alarm=True, severity=0.3, labels=labels.model_copy(update={"chance": 0.1}))
+    decision = verdict(policy, drift=wrong)
+    assert decision.believed_from == pytest.approx(0.1 + 0.3 * 0.8)
+    assert next_rung(decision, []) == "head"
+    assert next_rung(decision, [candidate(tune=0.3)]) is None
+    assert next_rung(decision, [candidate(tune=0.4)]) == "full"
+    assert next_rung(verdict(policy, drift=wrong, tick=tick(trust_labels=True)), [candidate(tune=0.3)]) == "full"
+    known = drift(labels=labels)  # pictures that the champion knows: no challenger speaks for their labels
+    assert next_rung(verdict(policy, drift=known), [candidate(tune=0.8)]) is None
+    assert verdict(policy, drift=drift(labels=agreement(0.8))).believed_from == 0
 
 
 def test_nothing_to_do_tries_no_rung_and_a_bootstrap_one() -> None:

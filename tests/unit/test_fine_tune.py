@@ -23,7 +23,6 @@ from everfresh.tasks.fine_tune.checkpoint import Checkpoints, Progress
 from everfresh.tasks.fine_tune.head import as_linear
 from everfresh.tasks.fine_tune.input import Batches
 from everfresh.tasks.fine_tune.interrupt import stoppable
-from everfresh.tasks.fine_tune.pool import equal_share
 from everfresh.tasks.fine_tune.trainer import Trainer
 from everfresh.tasks.ledger import find
 from everfresh.tasks.records import Candidate, Release, Tick
@@ -528,15 +527,6 @@ def test_replay_is_bounded_and_can_be_off(later: Any) -> None:
     off = fine_tune(store, with_training(config, replay_max_samples=0), tick, "head")
     assert off.trained_on == new
     assert off.kept_accuracy is not None  # what was forgotten is measured all the same
-
-
-@given(st.lists(st.integers(0, 5_000), max_size=12), st.integers(1, 5_000))
-def test_an_equal_share_stays_within_the_bound(counts: list[int], most: int) -> None:
-    cap = equal_share(counts, most)
-    total = sum(min(c, cap) for c in counts)
-    assert total <= most or cap == 1
-    assert cap >= 1
-    assert total == sum(counts) or sum(min(c, cap + 1) for c in counts) > most  # and it is the largest
 
 
 # --- the rungs -----------------------------------------------------------------------------------------------------
