@@ -1,9 +1,10 @@
-"""Use a release without Everfresh: torch, torchvision and safetensors are enough.
+"""Use a release without Everfresh: torch, torchvision and safetensors are enough (and timm, for `timm/…`).
 
 `python consume_release.py STORE RELEASE` scores the release on its own hold-out. STORE is the pipeline's folder in the
 store, RELEASE the name of a folder in STORE/releases, as `everfresh status` shows both.
 """
 
+import importlib
 import io
 import json
 import sys
@@ -20,7 +21,9 @@ def load(release: Path) -> tuple[torch.nn.Module, v2.Transform, dict]:
     """The model in eval mode, what turns a PIL picture into its input, and config.json."""
     config = json.loads((release / "config.json").read_text())
     head, t, classes = config["head"], config["transforms"], len(config["classes"])
-    model = torchvision.models.get_model(config["architecture"], num_classes=classes)
+    library, _, name = config["architecture"].rpartition("/")
+    make = importlib.import_module("timm").create_model if library == "timm" else torchvision.models.get_model
+    model = make(name, num_classes=classes)
     if head["kind"] == "pooled_linear":  # the architecture's own head ends in a convolution
         linear = torch.nn.Linear(head["embedding_dim"], classes)
         model.set_submodule(head["path"], torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(1), linear))

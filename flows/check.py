@@ -157,10 +157,17 @@ def _annotation(file: SourceFile, config: PipelineConfig) -> Annotation:
 
 
 def _weights(config: PipelineConfig) -> str:
-    from everfresh.tasks import models
+    from everfresh.tasks import architectures, models
 
     module, spec = models.start(config.model, config.fine_tune.seed, config.s3)
-    return f"{spec.architecture}: {models.parameters(module):,} weights, embedding of {spec.embedding_dim}"
+    words = f"{spec.architecture}: {models.parameters(module):,} weights, embedding of {spec.embedding_dim}"
+    usual = architectures.input_of(spec.architecture, config.model.weights)
+    if usual is not None and usual != (spec.mean, spec.std):
+        words += (
+            f"; published ones were trained with model.mean {list(usual[0])} and model.std {list(usual[1])}, "
+            f"here they are {list(spec.mean)} and {list(spec.std)}"
+        )
+    return words
 
 
 def _gates(config: PipelineConfig) -> str:

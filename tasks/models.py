@@ -8,22 +8,21 @@ pooled features as soon as Everfresh trains them; an adopted one keeps its own u
 from __future__ import annotations
 
 import hashlib
-import importlib
 import math
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from everfresh.tasks.architectures import REMEDY, build, load_strict, published, read_state
 from everfresh.tasks.config import ModelConfig, S3Config, is_path
-from everfresh.tasks.errors import ModelError, StoreError
-from everfresh.tasks.inputs import decode, noise, prepare
+from everfresh.tasks.errors import ModelError
+from everfresh.tasks.inputs import decode, noise, prepare, shape
 from everfresh.tasks.records import Feature, ModelSpec, Part
-from everfresh.tasks.store import Store, file_digest, open_store, scratch
+from everfresh.tasks.store import Store
 
 EMBED_BATCH = 64
 
@@ -51,9 +50,9 @@ def start(config: ModelConfig, seed: int, s3: S3Config | None = None) -> tuple[n
     if config.weights is not None and is_path(config.weights):
         module, spec = _from_state(config, read_state(config.weights, s3), seed)
     elif config.weights is not None:
-        module, spec = _with_head(_torchvision_weights(config.architecture, config.weights), config, seed)
+        module, spec = _with_head(published(config.architecture, config.weights, len(config.classes)), config, seed)
     else:
-        module, spec = _with_head(_architecture(config.architecture, len(config.classes), _inputs(config)), config, seed)
+        module, spec = _with_head(build(config.architecture, len(config.classes), _inputs(config)), config, seed)
     _check_head(module, spec)
     return module, spec
 
@@ -71,21 +70,38 @@ def adopt(config: ModelConfig, weights: str, s3: S3Config | None = None) -> tupl
 
 @torch.no_grad()
 def _check_head(module: nn.Module, spec: ModelSpec) -> None:
-    """Raise unless the model's scores are its head applied to its embedding: gates and head rung rest on it."""
-    if spec.native_head:
-        return
+    """Raise unless the model makes class scores (N, C), and they are its head applied to its embedding.
+
+    Gates and head rung rest on it.
+    """
     training, state = module.training, torch.get_rng_state()
     captured: list[Tensor] = []
     hook = module.get_submodule(spec.head).register_forward_pre_hook(lambda _, args: captured.append(args[0]))
     try:
         scores = module.eval()(noise(spec, 2))
+    except Exception as error:  # of somebody else's code
+        raise ModelError(
+            f"model.architecture {spec.architecture} must take inputs (N, {', '.join(map(str, shape(spec)))}), got "
+            f"{type(error).__name__}: {str(error).rstrip('.')}. "
+            f"{'Correct it' if spec.features else 'Set model.image_size to what it was made for, or correct it'}."
+        ) from error
     finally:
         hook.remove()
         module.train(training)
         torch.set_rng_state(state)
+    found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    if found != (2, len(spec.classes)):
+        raise ModelError(
+            f"model.architecture {spec.architecture} must make a score for each of the {len(spec.classes)} model.classes, of "
+            f"shape {(2, len(spec.classes))} for two samples, got {found}. Return the scores alone, in that order."
+        )
+    if spec.native_head:
+        return
     features = captured[-1].mean(dim=(-2, -1)) if captured and captured[-1].ndim == 4 else captured[-1] if captured else None
-    expected = linear_head(module, spec)(features) if features is not None else None
-    if expected is None or expected.shape != scores.shape or not torch.allclose(expected, scores, rtol=1e-3, atol=1e-3):
+    head = linear_head(module, spec)
+    fits = features is not None and features.ndim == 2 and features.shape[1] == head.in_features
+    expected = head(features) if fits else None
+    if expected is None or not torch.allclose(expected, scores, rtol=1e-3, atol=1e-3):
         raise ModelError(
             f"model.architecture {spec.architecture} must end in its linear layer {spec.head!r}, got outputs that something "
             "after it changes. Move that into the training loss or into what reads the scores."
@@ -112,7 +128,7 @@ def load(store: Store, spec: ModelSpec, weights: Part, *, code: str = "") -> nn.
             f"({code or 'none given'}) does not name, so it was not run. If you trust it, name it in the pipeline file."
         )
     module = _build(spec)
-    _load_strict(module, load_file(store.local(weights)), store.url(weights.key))
+    load_strict(module, load_file(store.local(weights)), store.url(weights.key))
     return module.eval()
 
 
@@ -140,7 +156,7 @@ def head_kind(spec: ModelSpec) -> str:
     """
     if spec.native_head:
         return "native"
-    convolution = _find_head(_architecture(spec.architecture, len(spec.classes), spec.inputs))[3]
+    convolution = _find_head(build(spec.architecture, len(spec.classes), spec.inputs))[3]
     return "pooled_linear" if convolution else "linear"
 
 
@@ -221,135 +237,6 @@ def encoder_digest(module: nn.Module, spec: ModelSpec, precision: str) -> str:
     return digest.hexdigest()[:32]
 
 
-def read_state(weights: str, s3: S3Config | None = None) -> dict[str, Tensor]:
-    """A state dict from a local file or a store key, safetensors or a torch file without code.
-
-    Raises:
-        ModelError: missing, unreadable, holds code, or holds values that are not finite.
-    """
-    with scratch() as folder:
-        path = Path(weights)
-        if "://" in weights:
-            prefix, _, name = weights.rpartition("/")
-            path = folder / name
-            try:
-                open_store(prefix, s3).fetch(name, path)
-            except StoreError as error:
-                raise ModelError(f"model.weights {weights} cannot be read: {error}") from error
-        if not path.is_file():
-            raise ModelError(f"model.weights must be a file that exists, got {weights}. Put it there or correct the path.")
-        try:
-            state: Any = (
-                load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-            )
-        except Exception as error:  # safetensors and torch raise many kinds, none of them for us to pass on
-            raise ModelError(
-                f"model.weights {weights} is not a readable state dict ({type(error).__name__}). "
-                "Save it with safetensors.torch.save_file(model.state_dict(), …); files that hold code are refused."
-            ) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
-        raise ModelError(f"model.weights {weights} must be a mapping of names to tensors. Save model.state_dict().")
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ModelError(
-                f"model.weights {weights}: {name} has values that are not finite. Use a checkpoint from before that."
-            )
-    return cast(dict[str, Tensor], state)
-
-
-def _architecture(name: str, classes: int, features: int = 0, **options: Any) -> nn.Module:
-    """An architecture with fresh weights; one of the user's own is told the `features` of a row, if there are any."""
-    if ":" in name:
-        module_name, _, attribute = name.partition(":")
-        told = {"features": features} if features else {}
-        try:
-            made = getattr(importlib.import_module(module_name), attribute)(classes, **told)
-        except (ImportError, AttributeError) as error:
-            raise ModelError(
-                f"model.architecture {name!r} cannot be imported ({error}). Install it beside everfresh."
-            ) from error
-        except Exception as error:  # of somebody else's code
-            arguments = ", ".join([str(classes), *(f"{k}={v}" for k, v in told.items())])
-            raise ModelError(
-                f"model.architecture {name!r} must return a torch.nn.Module for a number of classes"
-                f"{' and features' if told else ''}, got {type(error).__name__}: {error}. Call it with {arguments} where you "
-                "can see its traceback."
-            ) from error
-        if not isinstance(made, nn.Module):
-            raise ModelError(f"model.architecture {name!r} must return a torch.nn.Module, got {type(made).__name__}.")
-        return made
-    import torchvision
-
-    known = torchvision.models.list_models(module=torchvision.models)  # the classifiers
-    if name not in known:
-        import difflib
-
-        close = ", ".join(difflib.get_close_matches(name, known)) or "resnet50, mobilenet_v3_small, …"
-        raise ModelError(
-            f"model.architecture must be a torchvision classifier or package.module:callable, got {name!r}. "
-            f"Did you mean {close}?"
-        )
-    if name in {"googlenet", "inception_v3"}:  # as their pretrained weights are built, so that a reload predicts the same
-        options = {"aux_logits": False, "init_weights": True, "transform_input": True, **options}
-    return cast(nn.Module, torchvision.models.get_model(name, num_classes=classes, **options))
-
-
-def _torchvision_weights(architecture: str, weights: str) -> nn.Module:
-    from torchvision.models import get_model_weights
-
-    if ":" in architecture:
-        raise ModelError(
-            f"model.weights {weights!r} is a torchvision name, but model.architecture is {architecture!r}. Give a file or null."
-        )
-    _architecture(architecture, 2)
-    enum = get_model_weights(architecture)
-    if weights != "DEFAULT" and weights not in enum.__members__:
-        raise ModelError(
-            f"model.weights must be one of {', '.join(enum.__members__)}, a file or null for {architecture}, got {weights!r}."
-        )
-    chosen = enum.DEFAULT if weights == "DEFAULT" else enum[weights]
-    place = Path(torch.hub.get_dir()) / "checkpoints" / Path(chosen.url).name
-    _check_name(place)
-    try:
-        state = _as_built(chosen.get_state_dict(map_location="cpu", check_hash=True, weights_only=True))
-    except OSError as error:
-        raise ModelError(
-            f"model.weights {weights} of {architecture} could not be downloaded ({error}). "
-            f"Put the file {place.name} at {place}, or give model.weights a path."
-        ) from error
-    except Exception as error:  # torch raises many kinds, none of them for us to pass on
-        raise ModelError(
-            f"model.weights {weights} of {architecture}, {place}, must be a whole state dict without code, got a file that is "
-            f"none ({type(error).__name__}). Delete it, so that it is downloaded again, or give model.weights a path."
-        ) from error
-    module = _architecture(architecture, len(chosen.meta["categories"]))
-    _load_strict(module, state, f"model.weights {weights}")
-    return module
-
-
-def _check_name(place: Path) -> None:
-    """Raise unless a file that was downloaded before has the digest that its name begins to tell, as torchvision's do."""
-    told = re.search(r"-([0-9a-f]{8,})\.", place.name)
-    if told and place.exists() and not (found := file_digest(place)).startswith(told[1]):
-        raise ModelError(
-            f"model.weights: {place} must have the SHA-256 {told[1]}… of its name, got {found[: len(told[1])]}…: it is damaged "
-            "or another file. Delete it, so that it is downloaded again."
-        )
-
-
-def _as_built(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state under the names of today's architectures (DenseNet's are old) and without heads for training alone."""
-    for name in list(state):
-        tensor = state.pop(name)
-        if not name.startswith(("aux1.", "aux2.", "AuxLogits.")):
-            state[re.sub(r"(denselayer\d+\.(?:norm|conv))\.", r"\1", name)] = tensor
-    return state
-
-
 def _find_head(module: nn.Module) -> tuple[str, int, int, bool]:
     """Path of the head, embedding width, outputs, and whether it is a convolution."""
     for name, child in reversed(list(module.named_modules())):
@@ -421,7 +308,7 @@ def _with_head(module: nn.Module, config: ModelConfig, seed: int) -> tuple[nn.Mo
 def _from_state(
     config: ModelConfig, state: dict[str, Tensor], seed: int, *, keep_head: bool = False
 ) -> tuple[nn.Module, ModelSpec]:
-    plain = _architecture(config.architecture, len(config.classes), _inputs(config))
+    plain = build(config.architecture, len(config.classes), _inputs(config))
     path, width, _, convolution = _find_head(plain)
     candidate = state.get(f"{path}.2.weight")
     ours = (
@@ -432,42 +319,29 @@ def _from_state(
     native = convolutions[-1] if convolution else path
     weight = state.get(f"{path}.2.weight" if pooled else f"{native}.weight")
     if weight is None:
-        raise ModelError(
-            f"model.weights do not fit model.architecture {config.architecture}: no head at {path!r}. "
-            "Name the architecture that they were trained with."
-        )
+        raise ModelError(f"model.weights do not fit model.architecture {config.architecture}: no head at {path!r}. {REMEDY}")
     outputs = weight.shape[0]
     if keep_head and outputs != len(config.classes):
         raise ModelError(
             f"model.classes must be the {outputs} outputs of the weights, in their order, got {len(config.classes)} names. "
             "List all of them."
         )
-    module = _architecture(config.architecture, outputs, _inputs(config))
+    module = build(config.architecture, outputs, _inputs(config))
     if ours:
         _replace_head(module, path, width, outputs, seed, pooled=True)
-    _load_strict(module, state, "model.weights")
+    load_strict(module, state, "model.weights")
     if keep_head:
         return module, _spec(config, path, width, native=convolution and not ours)
     return _with_head(module, config, seed)
 
 
 def _build(spec: ModelSpec) -> nn.Module:
-    module = _architecture(spec.architecture, len(spec.classes), spec.inputs)
+    module = build(spec.architecture, len(spec.classes), spec.inputs)
     if not spec.native_head:
         path, width, _, convolution = _find_head(module)
         if convolution:
             _replace_head(module, path, width, len(spec.classes), 0, pooled=True)
     return module
-
-
-def _load_strict(module: nn.Module, state: dict[str, Tensor], name: str) -> None:
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        first = " ".join(str(error).split())[:300].rstrip(".")
-        raise ModelError(
-            f"{name} do not fit model.architecture: {first}. Name the architecture they were trained with."
-        ) from error
 
 
 def parameters(module: nn.Module) -> int:

@@ -137,7 +137,10 @@ RULES = {
 }  # fmt: skip
 PATTERNS = {
     "name": ("must be lower case letters, digits and dashes", "It names folders and runs"),
-    "model.architecture": ("must be a torchvision model such as resnet18, or package.module:callable", "Correct it"),
+    "model.architecture": (
+        "must be a torchvision model such as resnet18, timm/<name> or package.module:callable",
+        "Correct it",
+    ),
     "s3.region": ("must be a region such as eu-west-1", "Correct it"),
 }
 """What the patterns of single fields mean."""
@@ -258,5 +261,5 @@ def _anchored(config: PipelineConfig, base: Path, label: str) -> PipelineConfig:
 
 
 def is_path(weights: str) -> bool:
-    """Whether `model.weights` names a file or a key rather than a torchvision weights name."""
+    """Whether `model.weights` names a file or a key rather than a name of published weights."""
     return "/" in weights or weights.endswith((".safetensors", ".pt", ".pth"))

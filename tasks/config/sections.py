@@ -243,11 +243,12 @@ def _columns_differ(columns: tuple[Column, ...]) -> tuple[Column, ...]:
 class ModelConfig(Section):
     """The model and how a picture, or a row of a table, becomes its input."""
 
-    architecture: str = Field(default="resnet50", pattern=r"^[a-z][a-z0-9_]*$|^[\w.]+:[A-Za-z_]\w*$")
-    """A torchvision classifier by name, or your own `package.module:callable(num_classes)`; for rows of a table
-    `callable(num_classes, features)`, where `features` is how many numbers it is fed."""
+    architecture: str = Field(default="resnet50", pattern=r"^[a-z][a-z0-9_]*$|^timm/[a-z][\w.]*$|^[\w.]+:[A-Za-z_]\w*$")
+    """A torchvision classifier by name, `timm/<name>`, or your own `package.module:callable(num_classes)`; for rows of a
+    table `callable(num_classes, features)`, where `features` is how many numbers it is fed."""
     weights: str | None = "DEFAULT"
-    """Start: a torchvision weights name, a file, a store key (`s3://…`), or null for random weights."""
+    """Start: a name under which torchvision or timm publishes weights (`DEFAULT`), a file, a store key (`file://…`, `s3://…`),
+    a release (`…/releases/<id>/model.safetensors`), or null for random weights."""
     classes: Annotated[Names, AfterValidator(_stripped)] = Field(min_length=2)
     """Class names, as they stand in the labels; the order is the model's output order."""
     image_size: int = Field(default=224, ge=8, le=4096)

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from everfresh.tasks import models
+from everfresh.tasks.architectures import TIMM
 from everfresh.tasks.config import PipelineConfig, Rung, is_path
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import DataError, RungUnfit
@@ -35,7 +36,7 @@ from everfresh.tasks.views import View
 
 CODE = (
     *(f"fine_tune/{name}.py" for name in ("checkpoint", "head", "input", "pool", "recalibrate", "recipe", "stage", "trainer")),
-    *(f"{name}.py" for name in ("models", "inputs", "images", "vectors", "views", "embeddings")),
+    *(f"{name}.py" for name in ("architectures", "models", "inputs", "images", "vectors", "views", "embeddings")),
 )
 """What a candidate's weights depend on, beside its inputs."""
 
@@ -74,7 +75,7 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         config.model.model_dump(exclude={"weights"}),
         None if from_champion else _weights_identity(config.model.weights),
         _code(),
-        _versions(),
+        _versions(config.model.architecture),
     )
     if (known := find(store, f"candidates/{key}/record.json", Candidate)) is not None:
         return known
@@ -142,7 +143,7 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         files=files,
         seed=config.fine_tune.seed,
         code=_code(),
-        versions=_versions(),
+        versions=_versions(config.model.architecture),
     )
     return settle(store, f"{folder}/record.json", candidate)
 
@@ -196,8 +197,6 @@ def _code() -> str:
     return digest_of([file_digest(here / name) for name in CODE])
 
 
-def _versions() -> dict[str, str]:
-    return {
-        name: importlib.metadata.version(name)
-        for name in ("torch", "torchvision", "scikit-learn", "numpy", "pillow", "accelerate")
-    }
+def _versions(architecture: str) -> dict[str, str]:
+    used = ("torch", "torchvision", "scikit-learn", "numpy", "pillow", "accelerate")
+    return {n: importlib.metadata.version(n) for n in (*used, *(["timm"] if architecture.startswith(TIMM) else []))}

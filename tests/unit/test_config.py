@@ -166,8 +166,8 @@ WORDS: list[tuple[dict[str, Any], str]] = [
     ({"drift__false_alarm_rate": 0}, "drift.false_alarm_rate: must be more than 0, got 0. Raise it."),
     ({"window__holdout_fraction": 1}, "window.holdout_fraction: must be less than 1, got 1. Lower it."),
     ({"gates": [{"kind": "floor", "minimum": 2}]}, "gates.0.minimum: must be at most 1, got 2. Lower it."),
-    ({"model__architecture": "ResNet 50"}, "model.architecture: must be a torchvision model such as resnet18, or "
-        "package.module:callable, got 'ResNet 50'. Correct it."),
+    ({"model__architecture": "ResNet 50"}, "model.architecture: must be a torchvision model such as resnet18, "
+        "timm/<name> or package.module:callable, got 'ResNet 50'. Correct it."),
     ({"s3__region": "EU West"}, "s3.region: must be a region such as eu-west-1, got 'EU West'. Correct it."),
     ({"gates": []}, "gates: must hold at least 1, got nothing in it. Add some."),
     ({"name": "x" * 1_000_000}, "name: must be lower case letters, digits and dashes, got '" + "x" * 79
@@ -347,7 +347,7 @@ def test_watching_without_labels_is_allowed_without_triggers() -> None:
     assert config.policy.triggers == ()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "my_package.nets:build", "nets:Build2"])
+@pytest.mark.parametrize("name", ["resnet18", "timm/resnet18.a1_in1k", "my_package.nets:build", "nets:Build2"])
 def test_an_architecture_is_a_name_or_a_callable(name: str) -> None:
     assert parse_config(pipeline(model__architecture=name)).model.architecture == name
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from support.pictures import noise
 from torch import Tensor, nn
 
-from everfresh.tasks import models
+from everfresh.tasks import architectures, models
 from everfresh.tasks.config import ModelConfig
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import DigestMismatch, ModelError
@@ -57,7 +57,7 @@ def forward(module: nn.Module, spec: ModelSpec) -> Tensor:
 def weights_of(architecture: str, classes: int, folder: Path) -> tuple[nn.Module, str]:
     """A model of this architecture trained elsewhere, and its state dict in a file."""
     torch.manual_seed(7)
-    module = models._architecture(architecture, classes).eval()
+    module = architectures.build(architecture, classes).eval()
     save_file(dict(module.state_dict()), folder / "trained.safetensors")
     return module, str(folder / "trained.safetensors")
 
@@ -386,7 +386,7 @@ def test_an_architecture_that_cannot_serve_is_refused(architecture: str, message
         (
             "support.networks:plain",
             "DEFAULT",
-            r"'DEFAULT' is a torchvision name, but model\.architecture is 'support\.networks:plain'",
+            r"'DEFAULT' is a published name, but model\.architecture is 'support\.networks:plain'",
         ),
     ],
 )
@@ -434,7 +434,7 @@ def test_named_torchvision_weights_are_those_of_the_file(
     for name in list(state):  # as DenseNet's were published
         state[re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name)] = state.pop(name)
     cached(tmp_path, architecture, monkeypatch, pickled(state))
-    found = models._torchvision_weights(architecture, "DEFAULT").eval()
+    found = architectures.published(architecture, "DEFAULT", 3).eval()
     pixels = torch.rand(1, 3, 64, 64)
     assert torch.equal(found(pixels), published(pixels))
 

@@ -15,11 +15,13 @@ from support import consumer
 from support.loop import Outcome, arrive, open_tick, pipeline, release_of, run_window, second_window
 from support.pictures import digits, write_folder
 
-from everfresh.tasks import decide, drift, evaluate, fine_tune, ingest, journal, models
+from everfresh.tasks import decide, drift, evaluate, fine_tune, ingest, journal
 from everfresh.tasks.alias import pin, rollback, unpin
+from everfresh.tasks.architectures import build
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import ChampionMoved, DataError, DigestMismatch, ReleaseError, StoreError
+from everfresh.tasks.images import normalise, to_tensor
 from everfresh.tasks.ledger import Log, champion_moves, find, settle
 from everfresh.tasks.publish import adopt, publish
 from everfresh.tasks.records import AliasMove, Candidate, Evaluation, ModelSpec, Part, Reference, Release, Tick
@@ -383,7 +385,7 @@ def running(folder: Path, architecture: str = "squeezenet1_1") -> tuple[FolderSt
         folder, model={"architecture": architecture, "weights": None, "classes": ("zero", "one", "two"), "image_size": 48}
     )
     torch.manual_seed(3)
-    module = models._architecture(architecture, 3).eval()
+    module = build(architecture, 3).eval()
     save_file(dict(module.state_dict()), folder / "running.safetensors")
     return FolderStore(folder / "store"), config, module, str(folder / "running.safetensors")
 
@@ -402,9 +404,9 @@ def test_an_adopted_model_is_version_one_and_predicts_as_before(tmp_path: Path) 
     rows = view.rows("holdout")
     assert len(rows) == 12
     _, scores = Embedder.open(store, release.spec, release.files["model.safetensors"]).scores(view, rows)
-    pixels = torch.stack([models.to_tensor(data, 48) for data in view.read(rows.tolist())])
+    pixels = torch.stack([to_tensor(data, 48) for data in view.read(rows.tolist())])
     with torch.no_grad():
-        torch.testing.assert_close(scores, module(models.normalise(pixels, release.spec.mean, release.spec.std)))
+        torch.testing.assert_close(scores, module(normalise(pixels, release.spec.mean, release.spec.std)))
     accuracy, as_recorded = consumer.score(tmp_path / "store", move.release)
     assert (accuracy, as_recorded) == (release.accuracy, 1)
 
