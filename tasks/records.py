@@ -459,6 +459,23 @@ class ModelSpec(Value):
         return sum(f.width for f in self.features)
 
 
+class Training(Value):
+    """What the options of a training came to."""
+
+    steps: int
+    """That were made, each over an effective batch."""
+    learning_rate: float
+    """At its peak, before any layer-wise factor."""
+    blocks: int
+    """Parts of the network that rates and freezing go by, head included."""
+    best_epoch: int | None = None
+    """Whose weights were taken, where *tune* ended the training; null for the last."""
+    share: Share | None = None
+    """Of the new weights in the mixture with the start that *tune* chose; null where none was tried."""
+    shortened: bool = False
+    """Whether fewer steps were made than configured, because no more fitted into the budget of seconds."""
+
+
 class Candidate(Record):
     """A challenger: weights that one rung made from a window."""
 
@@ -483,6 +500,8 @@ class Candidate(Record):
     """On the tune samples of the earlier windows; null if there are none."""
     champion_accuracy: Share | None = None
     """The champion's on the samples that `reached` is of; null without a champion or such samples."""
+    training: Training | None = None
+    """Null where no network was trained."""
     cost: Cost
     device: str
     files: dict[str, Part] = {}

@@ -1,5 +1,6 @@
 """The pipeline file: its sections, and how it is read."""
 
+from everfresh.tasks.config.craft import CourseConfig, KeepConfig, MixConfig
 from everfresh.tasks.config.load import is_path, json_schema, load_config, parse_config
 from everfresh.tasks.config.sections import (
     AlertsConfig,
@@ -33,11 +34,14 @@ __all__ = [
     "AlertsConfig",
     "BetterGate",
     "Column",
+    "CourseConfig",
     "DriftConfig",
     "FineTuneConfig",
     "FloorGate",
     "Gate",
     "ImageFolder",
+    "KeepConfig",
+    "MixConfig",
     "ModelConfig",
     "NoWorseGate",
     "OnAge",

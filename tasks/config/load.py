@@ -183,7 +183,7 @@ def _field(where: tuple[int | str, ...], raw: Any) -> str:
     for number, part in enumerate(where):
         listed = isinstance(raw, list | tuple) and isinstance(part, int) and part < len(raw)
         inside = listed or (isinstance(raw, dict) and part in raw)
-        if inside or number + 1 == len(where):
+        if inside or (number + 1 == len(where) and isinstance(raw, dict | list | tuple)):
             parts.append(str(part))
         if inside:
             raw = raw[part]

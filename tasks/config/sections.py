@@ -12,7 +12,10 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from everfresh.tasks.config.base import Section
+from everfresh.tasks.config.craft import CourseConfig, KeepConfig, MixConfig, Rate
 
 Rung = Literal["recalibrate", "head", "full", "pretrained"]
 Trust = Literal["trusted", "suspect", "retired"]
@@ -20,12 +23,6 @@ Trust = Literal["trusted", "suspect", "retired"]
 
 HOST = re.compile(r"[A-Za-z0-9.:-]+")
 BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-class Section(BaseModel):
-    """One section of the file: frozen, unknown keys forbidden."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -391,9 +388,15 @@ class FineTuneConfig(Section):
     full_epochs: int | None = Field(default=None, ge=1, le=10_000)
     """Passes in `full`, which goes on from weights that know the task and may need fewer; null for as many as `epochs`."""
     batch_size: int = Field(default=32, ge=2, le=65_536)
-    """Samples a step."""
-    learning_rate: float = Field(default=1e-3, gt=0, le=10)
-    """Peak of the one-cycle schedule in `pretrained`; `full` takes a third of it."""
+    """Samples that pass through the network together."""
+    accumulate: int = Field(default=1, ge=1, le=1_024)
+    """Batches that one step learns from: its effective batch is `batch_size` times this."""
+    learning_rate: Rate = 1e-3
+    """Peak of the one-cycle schedule in `pretrained`; `full` takes a third of it. `auto` looks for it by a range test."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor on the learning rate from each block to the one before it, from the head down; 1 for one rate."""
+    probe_first: bool = False
+    """Refit the head on frozen features before `pretrained`, and before a `full` that no head rung came before (LP-FT)."""
     weight_decay: float = Field(default=0.01, ge=0, le=1)
     """Decoupled weight decay (AdamW)."""
     clip_norm: float | None = Field(default=None, gt=0)
@@ -402,12 +405,22 @@ class FineTuneConfig(Section):
     """Share of the target that is spread over all classes."""
     augment: Literal["none", "crop", "crop_flip"] = "crop"
     """Random resized crops in `full` and `pretrained`, and flips where left and right do not matter."""
+    policy: Literal["none", "rand", "trivial"] = "none"
+    """Colours and shapes are changed as well: by `rand` (RandAugment) or `trivial` (TrivialAugment) of torchvision."""
+    mix: MixConfig = MixConfig()
+    """How samples are mixed with each other."""
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """An epoch takes each sample once, or as many of each class, samples of rare ones repeatedly."""
     replay_max_samples: int = Field(default=5_000, ge=0, le=10_000_000)
     """Samples of earlier trusted windows that are trained on again; 0 trains on the new window only."""
     checkpoint_every: int = Field(default=100, ge=1, le=1_000_000)
     """Steps between two checkpoints, of which a run keeps its newest two; a killed one loses at most so many."""
     seed: int = Field(default=0, ge=0, le=4_294_967_295)
     """Seed of weights, order and augmentation."""
+    keep: KeepConfig = KeepConfig()
+    """How it keeps what it had learnt."""
+    schedule: CourseConfig = CourseConfig()
+    """How it runs its course."""
 
 
 class FloorGate(Section):
@@ -515,6 +528,11 @@ class PipelineConfig(Section):
             raise ValueError(
                 "policy.bootstrap must not be recalibrate, got recalibrate: version 1 has no champion to start from. "
                 "Choose head, full or pretrained"
+            )
+        if self.model.features and (self.fine_tune.policy, self.fine_tune.mix.kind) != ("none", "none"):
+            raise ValueError(
+                "fine_tune.policy and fine_tune.mix.kind must be none while model.features is given, got "
+                f"{self.fine_tune.policy} and {self.fine_tune.mix.kind}: only pictures can be changed so. Remove them"
             )
         if self.model.weights is None and self.policy.bootstrap == "head":
             raise ValueError(

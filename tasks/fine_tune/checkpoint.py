@@ -1,14 +1,15 @@
 """Checkpoints of a training run: in the store, under the digest of their own bytes, the newest two kept.
 
-A checkpoint holds all that the next step depends on: weights, optimizer, random state, the sums of the running epoch, the
-learning rate's scale and the number of steps done; the order of an epoch follows from (seed, epoch). So a run that goes
-on from one ends in the same bytes.
+A checkpoint holds all that the next step depends on: weights, optimizer, random state, the sums of the running epoch, what
+options keep beside (a mean of the weights, the best ones so far) and how far the run is; the order of an epoch follows from
+(seed, epoch). So a run that goes on from one ends in the same bytes.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,8 +39,14 @@ class Progress:
     """Spent on those steps, by whoever did them."""
     waiting: float = 0.0
     """Of these seconds, until pictures were ready."""
+    peak: float = 0.0
+    """Of the learning rate, once a range test has found it; 0 before."""
+    steps: int = 0
+    """Of the training, where its budget of seconds has shortened it; else 0."""
     random: dict[str, Tensor] = field(default_factory=dict)
     """State of the generators after those steps, where a checkpoint told; for `restore`."""
+    beside: dict[str, Tensor] = field(default_factory=dict)
+    """What options keep, where a checkpoint told."""
 
     def restore(self) -> None:
         """Draw from here as the run would have that wrote the checkpoint."""
@@ -47,6 +54,10 @@ class Progress:
             torch.set_rng_state(self.random["random"])
         if "random.cuda" in self.random and torch.cuda.is_available():
             torch.cuda.set_rng_state(self.random["random.cuda"])
+
+
+NUMBERS = {f.name: type(f.default) for f in fields(Progress) if isinstance(f.default, int | float)}
+"""What a checkpoint tells of the progress in words, and of which type it is."""
 
 
 class Checkpoints:
@@ -62,15 +73,23 @@ class Checkpoints:
         self.store, self.folder, self.attempt = store, folder, attempt
         self.written: list[str] = []
 
-    def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, sums: Tensor, progress: Progress) -> None:
-        """Write one; those of this run before the newest two are removed after that."""
+    def save(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        sums: Tensor,
+        progress: Progress,
+        beside: Mapping[str, Tensor],
+    ) -> None:
+        """Write one, with what options keep `beside`; those of this run before the newest two are removed after that."""
         tensors = {f"model.{name}": t for name, t in module.state_dict().items()}
+        tensors |= {f"beside.{name}": t for name, t in beside.items()}
         tensors |= {"sums": sums, "random": torch.get_rng_state()}
         if sums.is_cuda:
             tensors["random.cuda"] = torch.cuda.get_rng_state(sums.device)
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": t for name, t in state.items()}
-        told = {name: str(getattr(progress, name)) for name in ("step", "scale", "parts", "seconds", "waiting")}
+        told = {name: str(getattr(progress, name)) for name in NUMBERS}
         with scratch() as temporary:
             path = temporary / "checkpoint"
             save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, path, told)
@@ -115,6 +134,7 @@ class Checkpoints:
             optimizer.load_state_dict(state)
             sums.copy_(epoch)
             progress.random = {name: t for name, t in tensors.items() if name.startswith("random")}
+            progress.beside = {n.removeprefix("beside."): t for n, t in tensors.items() if n.startswith("beside.")}
             return progress
         return None
 
@@ -127,9 +147,7 @@ class Checkpoints:
             with safe_open(path, framework="pt") as file:
                 told = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            return tensors, Progress(
-                int(told["step"]), float(told["scale"]), int(told["parts"]), float(told["seconds"]), float(told["waiting"])
-            )
+            return tensors, Progress(**{name: kind(told[name]) for name, kind in NUMBERS.items()})  # type: ignore[arg-type]
 
 
 def _step_of(key: str) -> int:

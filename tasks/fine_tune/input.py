@@ -10,6 +10,7 @@ from torch import Tensor
 
 from everfresh.tasks.fine_tune.checkpoint import Progress
 from everfresh.tasks.fine_tune.pool import Pool
+from everfresh.tasks.fine_tune.recipe import balanced
 from everfresh.tasks.inputs import decode, size
 from everfresh.tasks.records import ModelSpec, digest_of
 
@@ -42,24 +43,27 @@ class Pictures(torch.utils.data.Dataset[tuple[Tensor, int]]):
 class Batches:
     """Which rows each step takes: every epoch in an order of its own, drawn from the seed.
 
-    A last batch of one sample is left out, for batch norm cannot take it; a pool of one sample is taken twice.
+    A last batch of one sample is left out, for batch norm cannot take it; a pool of one sample is taken twice. Where class
+    numbers are given, an epoch takes as many of each class. `steps` may be lowered while they are taken.
     """
 
-    def __init__(self, samples: int, size: int, epochs: int, seed: int) -> None:
-        self.samples, self.size, self.seed = samples, size, seed
+    def __init__(self, samples: int, size: int, epochs: int, seed: int, classes: Tensor | None = None) -> None:
+        self.samples, self.size, self.seed, self.classes = samples, size, seed, classes
         self.each = samples // size + (samples % size > 1) or 1
         """Steps in an epoch."""
         self.steps = self.each * epochs
 
     def rows(self, done: Progress) -> Iterator[Tensor]:
         """Rows (B,) of each step still to be done; all that an epoch draws at random is seeded with its order."""
-        for epoch in range(done.step // self.each, self.steps // self.each):
+        for epoch in range(done.step // self.each, -(-self.steps // self.each)):
             torch.manual_seed(int(digest_of("epoch", self.seed, epoch)[:15], 16))
-            order = torch.randperm(self.samples)
+            order = torch.randperm(self.samples) if self.classes is None else balanced(self.classes, self.samples)
             skipped = max(0, done.step - epoch * self.each)
             if skipped:
                 done.restore()
             for number in range(skipped, self.each):
+                if epoch * self.each + number >= self.steps:
+                    return
                 rows = order[number * self.size : (number + 1) * self.size]
                 yield rows if len(rows) > 1 else rows.repeat(2)
 

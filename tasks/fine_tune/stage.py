@@ -25,6 +25,7 @@ from everfresh.tasks.config import PipelineConfig, Rung, is_path
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import DataError, RungUnfit
 from everfresh.tasks.fine_tune.head import refit_head
+from everfresh.tasks.fine_tune.keep import Start
 from everfresh.tasks.fine_tune.pool import Pool, accuracy_of, hits_of, labels_of, pool_of, pooled
 from everfresh.tasks.fine_tune.recalibrate import recalibrate
 from everfresh.tasks.fine_tune.trainer import Trainer
@@ -35,7 +36,8 @@ from everfresh.tasks.vectors import fitted
 from everfresh.tasks.views import View
 
 CODE = (
-    *(f"fine_tune/{name}.py" for name in ("checkpoint", "head", "input", "pool", "recalibrate", "recipe", "stage", "trainer")),
+    *(f"fine_tune/{name}.py" for name in ("augment", "checkpoint", "head", "input", "keep", "pool", "recalibrate")),
+    *(f"fine_tune/{name}.py" for name in ("outcome", "recipe", "stage", "trainer", "tune")),
     *(f"{name}.py" for name in ("architectures", "models", "inputs", "images", "vectors", "views", "embeddings")),
 )
 """What a candidate's weights depend on, beside its inputs."""
@@ -98,6 +100,7 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
     kept = pool_of(None, earlier, "tune", classes, config.window.bank_max_samples, withheld)
     folder = f"candidates/{key}"
     attempt = attempt_folder(folder)
+    training = None
     torch.manual_seed(config.fine_tune.seed)
     if rung in {"recalibrate", "head"}:
         precision = config.model.precision
@@ -111,9 +114,19 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         held = [hits_of(embedder.scores(v, r)[1], labels_of(v, r, classes)) for v, r in kept.parts]
         tune_accuracy, kept_accuracy = tuned[0], pooled(held)
     else:
+        learnt = from_champion or start is not None
+        knows = _learnt(store, config, release, start) if learnt and config.fine_tune.keep.distill else None
+        headed = learnt and not spec.native_head
         spec = models.with_linear_head(module, spec, config.fine_tune.seed)
-        trainer = Trainer(store, module, spec, config, rung, folder, attempt)
-        files, trained, device = trainer.run(train), len(train) * config.fine_tune.epochs, trainer.device
+        body = learnt or config.model.weights is not None
+        if config.fine_tune.probe_first and start is None and body and len(set(train.labels.tolist())) > 1:
+            precision = config.model.precision
+            embedder = Embedder(store, module, spec, models.encoder_digest(module, spec, precision), precision)
+            spec, headed = refit_head(embedder, train, tune, kept, config.fine_tune.seed), True
+        begin = Start(body, headed, knows)
+        trainer = Trainer(store, module, spec, config, rung, folder, attempt, begin)
+        files, device = trainer.run(train, tune, kept), trainer.device
+        trained, training = trainer.trained, trainer.record
         tune_accuracy = pooled([trainer.hits(tune)]) or 0.0
         kept_accuracy = pooled([trainer.hits(kept)]) if len(kept) else None
         module, spent = trainer.module, trainer.spent
@@ -138,6 +151,7 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         tune_samples=len(tune),
         kept_accuracy=kept_accuracy,
         champion_accuracy=_champion_on(store, config, release, tune if len(tune) else kept),
+        training=training,
         cost=spent + Cost(seconds=seconds, device_seconds=seconds, samples=trained),
         device=device,
         files=files,
@@ -154,8 +168,7 @@ def _start(
     """The weights to go on from, with a head for the configured classes."""
     if release is None and start is None:
         return models.start(config.model, config.fine_tune.seed, config.s3)
-    spec, weights = (start.spec, start.weights) if start else (release.spec, release.files["model.safetensors"])  # type: ignore[union-attr]
-    module = models.load(store, spec, weights, code=config.model.architecture)
+    module, spec = _learnt(store, config, release, start)
     if spec.classes != config.model.classes:
         spec = models.with_classes(module, spec, config.model.classes, config.fine_tune.seed)
     return module, spec
@@ -185,6 +198,14 @@ def _champion_on(store: Store, config: PipelineConfig, release: Release | None, 
     weights, precision = release.files["model.safetensors"], config.model.precision
     champion = Embedder.open(store, release.spec, weights, precision, code=config.model.architecture)
     return pooled([hits_of(champion.scores(v, r)[1], labels_of(v, r, release.spec.classes)) for v, r in pool.parts])
+
+
+def _learnt(
+    store: Store, config: PipelineConfig, release: Release | None, start: Candidate | None
+) -> tuple[nn.Module, ModelSpec]:
+    """The network that is gone on from, as it was recorded."""
+    spec, weights = (start.spec, start.weights) if start else (release.spec, release.files["model.safetensors"])  # type: ignore[union-attr]
+    return models.load(store, spec, weights, code=config.model.architecture), spec
 
 
 def _weights_identity(weights: str | None) -> str | None:

@@ -9,7 +9,11 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -18,14 +22,17 @@ from torch import Tensor, nn
 from everfresh.tasks import models
 from everfresh.tasks.config import FineTuneConfig, PipelineConfig, Rung
 from everfresh.tasks.errors import StoreError, TrainingError
+from everfresh.tasks.fine_tune.augment import Mix, policy
 from everfresh.tasks.fine_tune.checkpoint import Checkpoints, Progress
 from everfresh.tasks.fine_tune.input import Batches, Pictures, augmented
 from everfresh.tasks.fine_tune.interrupt import Stop, stoppable
+from everfresh.tasks.fine_tune.keep import Anchor, Start
+from everfresh.tasks.fine_tune.outcome import Outcome
 from everfresh.tasks.fine_tune.pool import Pool, hits_of, labels_of
-from everfresh.tasks.fine_tune.recipe import groups, rate
+from everfresh.tasks.fine_tune.recipe import blocks, effective, fitting, frozen, groups, hold, rate, suggested
 from everfresh.tasks.inputs import prepare, shape
 from everfresh.tasks.progress import bar
-from everfresh.tasks.records import Cost, ModelSpec, Part
+from everfresh.tasks.records import Cost, ModelSpec, Part, Training, digest_of
 from everfresh.tasks.store import Store, scratch
 
 log = logging.getLogger(__name__)
@@ -36,13 +43,29 @@ SHOWN = 16
 """Pictures in the event file, as the model saw them."""
 LOOK_EVERY = 20
 """Steps between two looks at the loss on a device that runs ahead of us; on the CPU each step is looked at."""
+PLANNED_AFTER = 6
+"""Steps of a run until its seconds a step are known; the first is not counted, and the plan is looked at again later."""
+RANGE = (1e-6, 0.3)
+"""Learning rates of the range test, from the lowest to the highest."""
+RANGE_STEPS = 40
+"""Steps of the range test."""
+FALLBACK = 1e-4
+"""Learning rate where the range test saw no loss that fell."""
 
 
 class Trainer:
     """One training run over a pool."""
 
     def __init__(
-        self, store: Store, module: nn.Module, spec: ModelSpec, config: PipelineConfig, rung: Rung, folder: str, attempt: str
+        self,
+        store: Store,
+        module: nn.Module,
+        spec: ModelSpec,
+        config: PipelineConfig,
+        rung: Rung,
+        folder: str,
+        attempt: str,
+        start: Start | None = None,
     ) -> None:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
@@ -54,14 +77,33 @@ class Trainer:
         self.device = str(self.accelerator.device)
         self.store, self.spec, self.attempt = store, spec, attempt
         self.config: FineTuneConfig = config.fine_tune
-        self.peak = self.config.learning_rate if rung == "pretrained" else self.config.learning_rate / 3
+        found = self.config.learning_rate
+        self.peak = 0.0 if found == "auto" else found if rung == "pretrained" else found / 3
         self.layout = models.layout(config.model.precision)
         module = module.to(memory_format=self.layout)
-        optimizer = torch.optim.AdamW(groups(module, self.config.weight_decay), lr=self.peak)
+        start, keep = start or Start(), self.config.keep
+        decay = 0.0 if keep.l2_sp and start.body else self.config.weight_decay
+        optimizer = torch.optim.AdamW(groups(module, decay, self.config.layer_decay, spec.head), lr=self.peak)
         self.module: nn.Module
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         self.checkpoints = Checkpoints(store, folder, attempt)
-        self.progress = Progress()
+        self.progress = Progress(parts=self.config.accumulate)
+        self.parts = [
+            replace(b, weights=tuple(w for w in b.weights if w.requires_grad)) for b in blocks(self.module, spec.head)
+        ]
+        """From the input to the head, with what of each learns."""
+        self.anchor = Anchor(self.module, keep.l2_sp, "" if start.head else spec.head) if keep.l2_sp and start.body else None
+        self.teacher = start.teacher(spec.classes, keep.distill, keep.temperature) if keep.distill else None
+        if self.teacher:
+            self.teacher.to(self.device, self.layout)
+        self.outcome = Outcome(self.module, keep, self.config.schedule.patience, mix=start.head)
+        self.policy = policy(self.config.policy)
+        mix = self.config.mix
+        self.mix = Mix(mix.kind, mix.alpha, len(spec.classes)) if mix.kind != "none" else None
+        self.durations: deque[float] = deque(maxlen=LOOK_EVERY)
+        """Seconds of the last steps of this run."""
+        self.trained = 0
+        """Samples that went through the network, of all runs."""
         self.shown: Tensor | None = None
         """Pictures (B, 3, S, S) of the first step as the model saw them, until they were told."""
         self.before = 0.0
@@ -69,8 +111,13 @@ class Trainer:
         self.sums = torch.zeros(3, dtype=torch.float64, device="cpu" if self.device == "mps" else self.device)
         """Loss, right answers and samples of the running epoch so far."""
 
-    def run(self, pool: Pool) -> dict[str, Part]:
+    def run(self, pool: Pool, tune: Pool, kept: Pool) -> dict[str, Part]:
         """Train for the configured epochs, from the newest checkpoint if one is there; returns the event files.
+
+        Args:
+            pool: to train on.
+            tune: samples of the window that options choose by.
+            kept: the same of earlier windows.
 
         Raises:
             TrainingError: the loss is not finite, at the lower rate either.
@@ -78,10 +125,16 @@ class Trainer:
         from torch.utils.tensorboard import SummaryWriter
 
         pictures = Pictures(pool, self.spec)
-        batches = Batches(len(pictures), self.config.batch_size, self.config.epochs, self.config.seed)
+        classes = pool.labels if self.config.sampling == "balanced" else None
+        effective_batch = self.config.batch_size * self.config.accumulate
+        batches = Batches(len(pictures), effective_batch, self.config.epochs, self.config.seed, classes)
+        self.outcome.judge_by(tune, kept, self.spec, self.device)
         self._resume()
+        batches.steps = self.progress.steps or batches.steps
         self.before = self.progress.seconds
         first = {} if self.progress.step else {n: t.detach().cpu().clone() for n, t in self.module.state_dict().items()}
+        if not self.peak:
+            self.peak = self.progress.peak = self.progress.peak or self._find_rate(pictures, batches, first)
         with scratch() as temporary:
             writer = SummaryWriter(temporary)
             with stoppable() as stop:
@@ -91,6 +144,8 @@ class Trainer:
                     log.warning("the %s; going back, at a tenth of the learning rate", trouble)
                     self._go_back(first)
                     self._train(pictures, batches, writer, stop)
+            self.outcome.settle(self.module)
+            self.trained = round(len(pool) * self.progress.step / batches.each)
             for name, weights in self.module.named_parameters():
                 writer.add_histogram(name, weights.detach().float().cpu(), self.config.epochs)
             writer.close()
@@ -101,55 +156,140 @@ class Trainer:
         """Steps until the last one, or until somebody says stop: then what was done is kept."""
         look = 1 if self.device == "cpu" else LOOK_EVERY
         start, ended = replace(self.progress), time.monotonic()
+        if self.outcome.over:
+            return
         for step, rows in bar(enumerate(batches.rows(start), start.step), "train", total=batches.steps - start.step):
             self._step(pictures, rows, step, batches.steps)
+            self.outcome.after(self.module, step)
             done = step + 1
-            last, stopped = done == batches.steps, stop.asked is not None
-            keep = stopped or (done % self.config.checkpoint_every == 0 and not last)
+            stopped, due = stop.asked is not None, done % self.config.checkpoint_every == 0
+            shorter = (due or done == start.step + PLANNED_AFTER) and self._plan(batches, done)
+            last = done == batches.steps
+            keep = stopped or ((due or shorter) and not last)
             if keep or last or done % look == 0:
                 self._look(step, batches.each, weights=keep or last)
             begun, ended = ended, time.monotonic()
             self.progress.step, self.progress.seconds = done, self.progress.seconds + ended - begun
-            if done % batches.each == 0:
-                self._tell(writer, done // batches.each)
+            if step > start.step:  # the first one warms up
+                self.durations.append(ended - begun)
+            if done % batches.each == 0 or last:
+                self._tell(writer, -(-done // batches.each))
+                self.outcome.judge(self.module, -(-done // batches.each))
             if keep:
-                self.checkpoints.save(self.module, self.optimizer, self.sums, self.progress)
+                self._save()
             if stopped:
                 log.warning(
                     "told to stop: %d of %d steps are done and kept; the next run goes on from there", done, batches.steps
                 )
                 return
+            if self.outcome.over:
+                break
         if stop.asked is not None:  # after the last step
-            self.checkpoints.save(self.module, self.optimizer, self.sums, self.progress)
+            self._save()
+
+    def _save(self) -> None:
+        self.checkpoints.save(self.module, self.optimizer, self.sums, self.progress, self.outcome.state())
+
+    def _plan(self, batches: Batches, done: int) -> bool:
+        """Lower the number of steps if the training would exceed its budget of seconds; whether it was lowered."""
+        budget = self.config.schedule.device_seconds
+        if budget is None or not self.durations:
+            return False
+        steps = fitting(done, batches.steps, self.durations, budget - self.progress.seconds)
+        shorter = steps < batches.steps
+        if shorter:
+            log.warning("%d steps instead of %d fit into fine_tune.schedule.device_seconds = %g", steps, batches.steps, budget)
+            batches.steps = self.progress.steps = steps
+        return shorter
+
+    def _find_rate(self, pictures: Pictures, batches: Batches, first: dict[str, Tensor]) -> float:
+        """A range test: the rate rises from step to step, and the weights are put back after it (Smith, WACV 2017)."""
+        begun, count = time.monotonic(), RANGE_STEPS - 1
+        rates = [RANGE[0] * (RANGE[1] / RANGE[0]) ** (number / count) for number in range(RANGE_STEPS)]
+        losses: list[float] = []
+        with torch.random.fork_rng():
+            for number, rows in zip(range(RANGE_STEPS), cycle(batches.rows(Progress())), strict=False):
+                self._hold(0, batches.steps)
+                self._learn(*self._fed(pictures, rows, number), rates[number])
+                loss, _, samples = self.sums.tolist()
+                self.sums.zero_()
+                losses.append(loss / samples)
+                if not math.isfinite(losses[-1]) or losses[-1] > 4 * min(losses):
+                    losses.pop()
+                    break
+        self._put_back(first)
+        self.shown = None
+        self.progress.seconds += time.monotonic() - begun
+        found = suggested(rates, losses)
+        if found is None:
+            log.warning("the loss fell at no learning rate from %g to %g; %g is taken", *RANGE, FALLBACK)
+        else:
+            log.info("learning rate %.2g, by a range test of %d steps", found, len(losses))
+        return found or FALLBACK
+
+    def _hold(self, step: int, steps: int) -> None:
+        """Training mode, and what is frozen in a step."""
+        self.module.train()
+        how = self.config.schedule
+        if how.freeze:
+            count = frozen(step, steps, len(self.parts) - 1, how.freeze, how.freeze_until, gradually=how.thaw == "gradually")
+            hold(self.parts, count)
 
     def _step(self, pictures: Pictures, rows: Tensor, step: int, steps: int) -> None:
-        self.module.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.progress.scale * rate(self.peak, step, steps)
+        self._hold(step, steps)
+        peak = self.progress.scale * self.peak
+        self._learn(*self._fed(pictures, rows, step), rate(peak, step, steps, self.config.schedule.warm_up))
+
+    def _fed(self, pictures: Pictures, rows: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels (B, 3, S, S), class numbers (B,) and targets, (B,) or (B, C), of a step."""
         begun = time.monotonic()
         loaded = [pictures[int(i)] for i in rows]
         pixels = torch.stack([augmented(picture, self.config.augment) for picture, _ in loaded])
+        with self._drawn("policy", step):
+            pixels = torch.stack([self.policy(picture) for picture in pixels]) if self.policy else pixels
         labels = torch.tensor([label for _, label in loaded], device=self.device)
         self.progress.waiting += time.monotonic() - begun
+        pixels, targets = pixels.to(self.device), labels
+        if self.mix:
+            with self._drawn("mix", step):
+                pixels, targets = self.mix(pixels, labels)
         if self.shown is None:
-            self.shown = pixels
-        pixels = pixels.to(self.device)
-        while (found := self._gradients(pixels, labels)) is None:
-            self._halve(len(rows))
+            self.shown = pixels[:SHOWN].to("cpu", torch.uint8)
+        return pixels, labels, targets
+
+    @contextmanager
+    def _drawn(self, what: str, step: int) -> Iterator[None]:
+        """Within it torch draws what follows from (seed, step) alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(digest_of(what, self.config.seed, step)[:15], 16))
+            yield
+
+    def _learn(self, pixels: Tensor, labels: Tensor, targets: Tensor, lr: float) -> None:
+        """One step of the optimizer."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["share"] * lr
+        while (found := self._gradients(pixels, labels, targets)) is None:
+            self._halve(len(labels))
+        if self.anchor:
+            self.anchor.pull(self.module)
         if self.config.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.sums += found
 
-    def _gradients(self, pixels: Tensor, labels: Tensor) -> Tensor | None:
+    def _gradients(self, pixels: Tensor, labels: Tensor, targets: Tensor) -> Tensor | None:
         """Gradients of the mean loss over a batch, in as many parts as fit; sums (3,) as in `sums`, None if memory ran out."""
-        found, parts = torch.zeros_like(self.sums), min(self.progress.parts, len(labels) // 2)  # batch norm needs two
+        whole = max(len(labels), self.config.batch_size * self.config.accumulate)
+        found, parts = torch.zeros_like(self.sums), effective(self.progress.parts, len(labels), whole)
         self.optimizer.zero_grad()
         try:
-            for part, truth in zip(*(t.tensor_split(parts) for t in (pixels, labels)), strict=True):
+            for part, truth, target in zip(*(t.tensor_split(parts) for t in (pixels, labels, targets)), strict=True):
+                ready = prepare(part, self.spec, self.layout)
                 with self.accelerator.autocast():
-                    scores = self.module(prepare(part, self.spec, self.layout))
-                    loss = nn.functional.cross_entropy(scores, truth, label_smoothing=self.config.label_smoothing)
+                    scores = self.module(ready)
+                    loss = nn.functional.cross_entropy(scores, target, label_smoothing=self.config.label_smoothing)
+                    if self.teacher:
+                        loss = loss + self.teacher.distance(scores, self.teacher.scores(ready))
                 self.accelerator.backward(loss * (len(truth) / len(labels)))
                 right = (scores.detach().argmax(dim=1) == truth).sum()
                 found += torch.stack([loss.detach() * len(truth), right, right.new_tensor(len(truth))]).to(found)
@@ -206,6 +346,7 @@ class Trainer:
         if found is not None:
             log.info("resumed after step %d", found.step)
             self.progress = found
+            self.outcome.load(found.beside)
 
     def _go_back(self, first: dict[str, Tensor]) -> None:
         """To the last good checkpoint, else to the weights that this run began with; from there at a lower rate."""
@@ -214,10 +355,16 @@ class Trainer:
         if not self.progress.step:
             if not first:
                 raise StoreError("fine_tune: the checkpoint that this run went on from is gone or damaged. Run it again.")
-            self.module.load_state_dict(first)
-            self.optimizer.state.clear()
-            self.sums.zero_()
-        self.progress = replace(self.progress, scale=LOWER, parts=spent.parts, seconds=spent.seconds, waiting=spent.waiting)
+            self._put_back(first)
+        told = ("parts", "seconds", "waiting", "peak", "steps")
+        self.progress = replace(self.progress, scale=LOWER, **{name: getattr(spent, name) for name in told})
+
+    def _put_back(self, first: dict[str, Tensor]) -> None:
+        """Begin again with the weights that this run began with."""
+        self.module.load_state_dict(first)
+        self.optimizer.state.clear()
+        self.sums.zero_()
+        self.outcome.begin(self.module)
 
     @property
     def spent(self) -> Cost:
@@ -225,6 +372,18 @@ class Trainer:
         memory = torch.cuda.max_memory_allocated() if self.device.startswith("cuda") else 0
         before = self.before
         return Cost(seconds=before, device_seconds=before, waiting_seconds=self.progress.waiting, memory_bytes=memory)
+
+    @property
+    def record(self) -> Training:
+        """What the options came to."""
+        return Training(
+            steps=self.progress.step,
+            learning_rate=self.peak,
+            blocks=len(self.parts),
+            best_epoch=self.outcome.best_epoch or None,
+            share=self.outcome.share,
+            shortened=bool(self.progress.steps),
+        )
 
     @torch.no_grad()
     def hits(self, pool: Pool) -> tuple[int, int]:

@@ -463,7 +463,7 @@ def test_where_two_pictures_do_not_fit_the_error_says_what_to_change(tmp_path: P
 
 def test_gradients_of_parts_are_those_of_the_whole(tmp_path: Path) -> None:
     store, config, _ = first(tmp_path)
-    config = with_model(config, architecture="support.networks:plain", image_size=28)
+    config = with_training(with_model(config, architecture="support.networks:plain", image_size=28), batch_size=7)
     module, spec = models.start(config.model, 0)
     trainer = Trainer(store, module, spec, config, "pretrained", "candidates/k", "candidates/k/attempts/a")
     pixels = torch.randint(0, 256, (7, 3, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -471,7 +471,7 @@ def test_gradients_of_parts_are_those_of_the_whole(tmp_path: Path) -> None:
     seen = []
     for parts in (1, 2, 3):
         trainer.progress.parts = parts
-        sums = trainer._gradients(pixels, labels)
+        sums = trainer._gradients(pixels, labels, labels)
         assert sums is not None
         seen.append([sums, *(p.grad.clone() for p in trainer.module.parameters() if p.grad is not None)])
     for other in seen[1:]:
