@@ -1,4 +1,4 @@
-"""Use a release without Everfresh: torch, torchvision and safetensors are enough (and timm, for `timm/…`).
+"""Use a release without Everfresh: torch, torchvision and safetensors are enough (timm for `timm/…`, your module for yours).
 
 `python consume_release.py STORE RELEASE` scores the release on its own hold-out. STORE is the pipeline's folder in the
 store, RELEASE the name of a folder in STORE/releases, as `everfresh status` shows both.
@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,27 +18,49 @@ from safetensors.torch import load_file
 from torchvision.transforms import v2
 
 
-def load(release: Path) -> tuple[torch.nn.Module, v2.Transform, dict]:
-    """The model in eval mode, what turns a PIL picture into its input, and config.json."""
+def load(release: Path) -> tuple[torch.nn.Module, Callable[[bytes], torch.Tensor], dict]:
+    """The model in eval mode, what turns the bytes of a sample into its input, and config.json."""
     config = json.loads((release / "config.json").read_text())
-    head, t, classes = config["head"], config["transforms"], len(config["classes"])
-    library, _, name = config["architecture"].rpartition("/")
-    make = importlib.import_module("timm").create_model if library == "timm" else torchvision.models.get_model
-    model = make(name, num_classes=classes)
+    head, classes, architecture = config["head"], len(config["classes"]), config["architecture"]
+    features = config.get("features", [])  # of rows of a table; absent where samples are pictures
+    if ":" in architecture:  # your own
+        module, _, name = architecture.partition(":")
+        told = {"features": sum(len(f["categories"]) or 1 for f in features)} if features else {}
+        model = getattr(importlib.import_module(module), name)(classes, **told)
+    else:
+        library, _, name = architecture.rpartition("/")
+        make = importlib.import_module("timm").create_model if library == "timm" else torchvision.models.get_model
+        model = make(name, num_classes=classes)
     if head["kind"] == "pooled_linear":  # the architecture's own head ends in a convolution
         linear = torch.nn.Linear(head["embedding_dim"], classes)
         model.set_submodule(head["path"], torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(1), linear))
     model.load_state_dict(load_file(release / "model.safetensors"))
+    if features:
+        return model.eval(), lambda data: row(data, features), config
+    t = config["transforms"]
     to_input = [v2.RGB(), v2.PILToTensor(), v2.Resize([t["resize"]]), v2.CenterCrop(t["center_crop"])]
     to_input += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(t["mean"], t["std"])]
-    return model.eval(), v2.Compose(to_input), config
+    transform = v2.Compose(to_input)
+    return model.eval(), lambda data: transform(Image.open(io.BytesIO(data))), config
 
 
-def picture(shard: Path, offset: int, size: int) -> Image.Image:
-    """One picture of a tar shard."""
+def row(data: bytes, features: list[dict]) -> torch.Tensor:
+    """A row, a JSON object of its columns: numbers standardised, a missing one at the mean, categories one-hot."""
+    values, vector = json.loads(data), []
+    for f in features:
+        value = values[f["name"]]
+        if f["categories"]:
+            vector += [float(value == category) for category in f["categories"]]
+        else:
+            vector.append(0.0 if value is None else (value - f["mean"]) / f["std"])
+    return torch.tensor(vector, dtype=torch.float64).float()
+
+
+def sample(shard: Path, offset: int, size: int) -> bytes:
+    """The bytes of one sample in a tar shard."""
     with shard.open("rb") as file:
         file.seek(offset)
-        return Image.open(io.BytesIO(file.read(size)))
+        return file.read(size)
 
 
 def score(store: Path, release: str) -> tuple[float, float]:
@@ -45,7 +68,7 @@ def score(store: Path, release: str) -> tuple[float, float]:
     model, prepare, config = load(store / "releases" / release)
     samples = [json.loads(line) for line in (store / "releases" / release / "holdout.jsonl").read_text().splitlines()]
     with torch.no_grad():
-        scores = torch.cat([model(prepare(picture(store / s["shard"], s["offset"], s["size"]))[None]) for s in samples])
+        scores = torch.cat([model(prepare(sample(store / s["shard"], s["offset"], s["size"]))[None]) for s in samples])
     guesses = [config["classes"][i] for i in scores.argmax(1)]
     right, same = (sum(g == s[key] for g, s in zip(guesses, samples, strict=True)) for key in ("label", "predicted"))
     return right / len(samples), same / len(samples)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from everfresh.tasks.config import BetterGate, ImageFolder, ParentFolder, PipelineConfig
+from everfresh.tasks.config import BetterGate, ImageFolder, ParentFolder, PipelineConfig, TableRows
 from everfresh.tasks.errors import (
     AccessRefused,
     AccountRefused,
@@ -21,13 +21,17 @@ from everfresh.tasks.errors import (
     SourceError,
 )
 from everfresh.tasks.images import examine
-from everfresh.tasks.ingest import Source, SourceFile, annotation_of
+from everfresh.tasks.ingest import annotation_of
 from everfresh.tasks.labels import Annotation, Unusable
+from everfresh.tasks.rows import Row, Tables
+from everfresh.tasks.sources import Source, SourceFile
 from everfresh.tasks.store import pipeline_store
 from everfresh.tasks.store.prove import proofs
 
 LOOKED_AT = 20
 """Files of the source that are read and decoded."""
+ROWS = 200
+"""Rows of each table that are looked at."""
 AFTER_WRITE = {"read", "race", "bytes", "clock"}
 """Promises of the store that rest on writing."""
 USER = re.compile(r"^(\w+://)?.*@", re.DOTALL)
@@ -86,6 +90,9 @@ def _store(config: PipelineConfig) -> Iterator[Checked]:
 
 def _source(config: PipelineConfig) -> Iterator[Checked]:
     """What the source holds and how it is labelled; where it cannot be listed, both would say the same."""
+    if isinstance(config.source, TableRows):
+        yield from _tables(config)
+        return
     found: list[tuple[Source, list[SourceFile]]] = []
 
     def listed() -> str:
@@ -96,6 +103,29 @@ def _source(config: PipelineConfig) -> Iterator[Checked]:
     yield _tried("source", listed)
     if found:
         yield _tried("classes", lambda: _classes(config, *found[0]))
+
+
+def _tables(config: PipelineConfig) -> Iterator[Checked]:
+    """The same of a source of rows, told from the first rows of each file."""
+    found: list[Row] = []
+
+    def read() -> str:
+        tables = Tables(config)
+        waiting = tables.waiting(set())
+        found.extend(row for file, rows in waiting for row in tables.read(file, rows[:ROWS]))
+        words = [f"{len(waiting)} files, {sum(len(rows) for _, rows in waiting):,} rows"]
+        unusable = [f"{row.key} {row.annotation.reason}" for row in found if isinstance(row.annotation, Unusable)]
+        if unusable:
+            words.append(f"of {len(found)} looked at {len(unusable)} would go into quarantine: {unusable[0]}")
+        if other := tables.other_values:
+            words.append(f"{other.total()} values are none of the declared categories: {next(iter(other))}")
+        return "; ".join(words)
+
+    line = _tried("source", read)
+    yield line
+    if line.passed:
+        labels = Counter(row.annotation.label for row in found if row.annotation.label is not None)
+        yield _tried("classes", lambda: _known(config, labels))
 
 
 def _files(config: PipelineConfig, source: Source, files: list[SourceFile]) -> str:
@@ -136,16 +166,27 @@ def _classes(config: PipelineConfig, source: Source, files: list[SourceFile]) ->
     else:
         lost = len(annotations.keys() - {f.key for f in files})
         found = f"{len(annotations)} rows of labels" + (f" of which {lost} have no file" if lost else "") + ", "
-    labels = Counter(a.label for a in annotations.values() if a.label is not None)
-    unknown = sorted(set(labels) - set(config.model.classes))
-    known = len(labels) - len(unknown)
-    found += f"{known} of {len(config.model.classes)} classes" if labels else "no label is there yet"
-    if unknown:
-        found += f"; not in model.classes, will wait as pending: {', '.join(unknown[:8])}"
+    found += _known(config, Counter(a.label for a in annotations.values() if a.label is not None), found)
     if unusable := [f"{key} {a.reason}" for key, a in annotations.items() if isinstance(a, Unusable)]:
         found += f"; {len(unusable)} would go into quarantine: {unusable[0]}"
+    return found
+
+
+def _known(config: PipelineConfig, labels: Counter[str], before: str = "") -> str:
+    """Which labels are classes of the model.
+
+    Raises:
+        SourceError: there are labels, and none is; `before` is told too.
+    """
+    unknown = sorted(set(labels) - set(config.model.classes))
+    known = len(labels) - len(unknown)
+    found = f"{known} of {len(config.model.classes)} classes" if labels else "no label is there yet"
+    if unknown:
+        found += f"; not in model.classes, will wait as pending: {', '.join(unknown[:8])}"
     if labels and not known:
-        raise SourceError(f"source: labels must be among model.classes, got none that is ({found}). Correct one of the two.")
+        raise SourceError(
+            f"source: labels must be among model.classes, got none that is ({before}{found}). Correct one of the two."
+        )
     return found
 
 

@@ -15,47 +15,27 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tarfile
-import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from everfresh.tasks.config import ImageFolder, ParentFolder, PipelineConfig, Sidecar, TarShards
-from everfresh.tasks.errors import AccessRefused, AccountRefused, DataError, ObjectMissing, SourceError, StoreError
-from everfresh.tasks.images import SUFFIXES, examine
-from everfresh.tasks.labels import Annotation, Unusable, name_in, read_table
+from everfresh.tasks.config import ImageFolder, ParentFolder, PipelineConfig, Sidecar, TableRows
+from everfresh.tasks.errors import AccessRefused, AccountRefused, DataError, ObjectMissing, SourceError
+from everfresh.tasks.images import examine
+from everfresh.tasks.labels import Annotation, Unusable, name_in
 from everfresh.tasks.ledger import stream
 from everfresh.tasks.progress import bar
 from everfresh.tasks.records import Cursor, Split, StreamEntry, Window, digest_of
-from everfresh.tasks.store import FolderStore, Listed, Store, cache_folder, open_store, scratch
-from everfresh.tasks.store.base import CHUNK, clean, make_cache
+from everfresh.tasks.sources import Source, SourceFile
+from everfresh.tasks.store import Store, scratch
 from everfresh.tasks.views import ViewWriter, split_of
 
+if TYPE_CHECKING:
+    from everfresh.tasks.rows import Rows, TableFile, Tables
+
 log = logging.getLogger(__name__)
-
-MAX_BYTES = 256 << 20
-"""A file larger than this is not read into memory but set aside."""
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """One file of the source, inside a folder, a prefix or an archive."""
-
-    key: str
-    """Relative to the source; for a member of an archive `archive.tar/member`."""
-    version: str
-    size: int
-    modified: float
-    place: int
-    """Which of the source's paths it stands in."""
-    archive_key: str = ""
-    """Key of the archive that holds it."""
-    archive_version: str = ""
-    member: tarfile.TarInfo | None = field(default=None, compare=False)
-    archive: Path | None = None
 
 
 def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
@@ -67,9 +47,10 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
     Raises:
         SourceError: the source, its label table or all of what is new cannot be read.
     """
-    log_of_windows = stream(store)
-    head = log_of_windows.last()
+    head = stream(store).last()
     cursor = head.cursor_after if head else Cursor()
+    if isinstance(config.source, TableRows):
+        return _ingest_rows(store, config, head, cursor)
     source = Source(config, after=_lower_bound(config, cursor))
     if source.listing == cursor.listing:
         return None
@@ -100,14 +81,64 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
         seen.update((f.key, f.version) for f in taken)
         left = {f.archive_key for f in set(waiting) - set(taken)}  # an archive of which nothing is left is not opened again
         seen.update((f"{f.archive_key}/", f.archive_version) for f in taken if f.archive_key and f.archive_key not in left)
-        complete = len(taken) == len(waiting)
-        entry = StreamEntry(
-            seq=(head.seq if head else 0) + 1,
-            view=window.view,
-            previous=head.view if head else None,
-            cursor_after=_cursor(store, config, window.view, seen, source.listing if complete else "", folder),
-            committed_at=store.now(),
+        listing = source.listing if len(taken) == len(waiting) else ""
+        return _append(store, head, window, _cursor(store, config, window.view, seen, listing, folder))
+
+
+def _ingest_rows(store: Store, config: PipelineConfig, head: StreamEntry | None, cursor: Cursor) -> StreamEntry | None:
+    """The same of a source of rows."""
+    from everfresh.tasks.rows import Tables, seen_after
+
+    tables = Tables(config)
+    if tables.listing == cursor.listing:
+        return None
+    seen = _seen(store, cursor)
+    waiting = tables.waiting(seen)
+    left = sum(len(rows) for _, rows in waiting)
+    if not left or left < config.window.min_samples:
+        return None
+    chosen = tables.chosen(waiting, config.window.max_samples)
+    with scratch() as folder, ViewWriter(folder) as writer:
+        _take_rows(writer, tables, chosen, config)
+        window = writer.commit(store, config.model.classes, noisy=True)
+        listing = tables.listing if sum(len(rows) for _, rows in chosen) == left else ""
+        seen = seen_after(seen, waiting, chosen)
+        return _append(store, head, window, _cursor(store, config, window.view, seen, listing, folder))
+
+
+def _take_rows(writer: ViewWriter, tables: Tables, chosen: list[tuple[TableFile, Rows]], config: PipelineConfig) -> None:
+    """Take rows in, or set them aside."""
+    rows = (row for file, places in chosen for row in tables.read(file, places))
+    for row in bar(rows, "ingest", total=sum(len(places) for _, places in chosen)):
+        if isinstance(row.annotation, Unusable):
+            writer.reject(row.key, row.annotation.reason, row.data)
+            continue
+        writer.add(
+            row.data,
+            suffix=".json",
+            key=row.key,
+            digest=hashlib.sha256(row.data).hexdigest(),
+            group=row.group,
+            label=row.annotation.label,
+            split=_split(row.group, config),
+            timestamp=row.annotation.timestamp,
+            slices=json.dumps(dict(row.annotation.slices), sort_keys=True),
         )
+    if other := tables.other_values:
+        most = ", ".join(f"{value} ({n})" for value, n in other.most_common(5))
+        log.warning("%d values are none of the categories that model.features declares: %s", other.total(), most)
+
+
+def _append(store: Store, head: StreamEntry | None, window: Window, cursor: Cursor) -> StreamEntry | None:
+    """Commit a window and the cursor; what another run committed meanwhile if it was first."""
+    log_of_windows = stream(store)
+    entry = StreamEntry(
+        seq=(head.seq if head else 0) + 1,
+        view=window.view,
+        previous=head.view if head else None,
+        cursor_after=cursor,
+        committed_at=store.now(),
+    )
     if log_of_windows.append(entry.seq, entry):
         log.info("window %d: %d samples, %d in quarantine", entry.seq, window.samples, window.quarantined)
         return entry
@@ -118,12 +149,14 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
 def freeze(store: Store, config: PipelineConfig, folder: str) -> Window:
     """Make one view of a labelled folder outside the stream: samples that an adopted model never learnt from.
 
-    Every sample is hold-out; labels are the names of the parent folders.
+    Every sample is hold-out; labels are the names of the parent folders, or stand in the rows of a table.
 
     Raises:
         SourceError: the folder cannot be listed.
     """
     window = config.window.model_copy(update={"holdout_fraction": 1.0})
+    if isinstance(config.source, TableRows):
+        return _freeze_rows(store, config.model_copy(update={"window": window}), config.source, folder)
     source_config = ImageFolder(path=folder, labels=ParentFolder())
     config = config.model_copy(update={"source": source_config, "window": window})
     source = Source(config)
@@ -132,6 +165,16 @@ def freeze(store: Store, config: PipelineConfig, folder: str) -> Window:
             _take(writer, source, file, {}, config)
         writer.part_crowds(partial(_split, config=config))
         return writer.commit(store, config.model.classes)
+
+
+def _freeze_rows(store: Store, config: PipelineConfig, source: TableRows, path: str) -> Window:
+    from everfresh.tasks.rows import Tables
+
+    tables = Tables(config.model_copy(update={"source": source.model_copy(update={"paths": (path,)})}))
+    with scratch() as temporary:
+        with ViewWriter(temporary) as writer:
+            _take_rows(writer, tables, tables.waiting(set()), config)
+        return writer.commit(store, config.model.classes, noisy=True)
 
 
 def _take(
@@ -206,7 +249,7 @@ def _ordered(files: list[SourceFile], config: PipelineConfig) -> list[SourceFile
             return sorted(files, key=lambda f: (f.modified, f.key))
         case "shuffled":
             return sorted(files, key=lambda f: (f.place, f.archive_key, digest_of(config.window.seed, f.key)))
-        case "key":
+        case "key" | "time":  # the latter is for rows alone
             return sorted(files, key=lambda f: (f.place, f.key))
 
 
@@ -236,154 +279,3 @@ def _cursor(store: Store, config: PipelineConfig, view: str, seen: set[tuple[str
     name = digest_of(rows)
     index = store.keep_file(f"windows/{view}/cursor-{name}.parquet", path)
     return Cursor(index=index, last_key=last_key, listing=listing)
-
-
-class Source:
-    """The files of a source, listed once, and their labels."""
-
-    def __init__(self, config: PipelineConfig, after: str = "") -> None:
-        self.config, self._s3 = config.source, config.s3
-        self._after = after
-        paths = (self.config.path,) if isinstance(self.config, ImageFolder) else self.config.paths
-        self._stores: list[Store] = []
-        self._objects: list[list[Listed]] = []
-        for path in paths:
-            self._list(path)
-        digest = hashlib.sha256()
-        known: set[str] = set()
-        for objects in self._objects:
-            for item in objects:
-                _check_name(item.key)
-                if item.key in known:
-                    raise SourceError(f"source.paths: names must differ between the paths, got {item.key} twice. Rename one.")
-                known.add(item.key)
-                digest.update(f"{item.key}\0{item.version}\0".encode())
-        self.listing = digest.hexdigest()
-        """Digest of all keys and versions."""
-
-    def _list(self, path: str) -> None:
-        place = open_store(path, self._s3)
-        wanted = ".tar" if isinstance(self.config, TarShards) else SUFFIXES
-        try:
-            if isinstance(place, FolderStore) and not place.root.is_dir():
-                if not place.root.is_file():
-                    raise SourceError(f"source.path must be a folder that exists, got {path}. Create it or correct the path.")
-                name, place = place.root.name, FolderStore(place.root.parent)
-                objects = [item for item in place.list() if item.key == name]
-            elif path.startswith("s3://") and path.endswith(".tar"):
-                folder, _, name = path.rpartition("/")
-                place = open_store(folder, self._s3)
-                objects = [item for item in place.list() if item.key == name]
-            else:
-                objects = [item for item in place.list(after=self._after) if item.key.lower().endswith(wanted)]
-        except StoreError as error:
-            raise SourceError(f"source.path {path} cannot be listed: {error}") from error
-        sidecar = self.config.labels.path if isinstance(self.config.labels, Sidecar) else None
-        self._stores.append(place)
-        self._objects.append([item for item in objects if item.key != sidecar])
-
-    def files(self, seen: set[tuple[str, str]]) -> Iterator[SourceFile]:
-        """Every file; an archive whose every member was seen is not opened."""
-        for place, objects in enumerate(self._objects):
-            for item in objects:
-                if isinstance(self.config, TarShards):
-                    if (f"{item.key}/", item.version) in seen:
-                        continue
-                    yield from self._members(place, item)
-                else:
-                    yield SourceFile(item.key, item.version, item.size, item.modified.timestamp(), place)
-
-    def _members(self, place: int, item: Listed) -> Iterator[SourceFile]:
-        if not _is_path(item.key):
-            raise SourceError(
-                f"source.paths: the key of an archive must be a path without empty parts, '.' or '..', got {item.key!r}. "
-                "Put it under another one."
-            )
-        archive = self._local(place, item)
-        try:
-            with tarfile.open(archive, "r:") as tar:  # uncompressed: members are read in place
-                members = {m.name: m for m in tar if not m.isdir() and m.name.lower().endswith(SUFFIXES)}  # the last one counts
-                _check_end(tar)
-        except (tarfile.TarError, OSError) as error:
-            raise SourceError(
-                f"source.paths: {item.key} is not a readable, uncompressed tar archive ({error}). Write it again."
-            ) from error
-        for name, member in members.items():
-            key = f"{item.key}/{name}"
-            _check_name(key)
-            version = f"{member.size}-{member.mtime}-{member.offset_data}"  # an archive that grows keeps its old members
-            yield SourceFile(key, version, member.size, member.mtime, place, item.key, item.version, member, archive)
-
-    def _local(self, place: int, item: Listed) -> Path:
-        store = self._stores[place]
-        if isinstance(store, FolderStore):
-            return store.root / item.key
-        cached = cache_folder() / "sources" / digest_of(store.url(item.key), item.version)
-        if not cached.exists():
-            make_cache(cached.parent)
-            with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
-                store.fetch(item.key, Path(folder) / "archive")
-                (Path(folder) / "archive").replace(cached)
-        return cached
-
-    def read(self, file: SourceFile) -> bytes:
-        """The file's bytes.
-
-        Raises:
-            DataError: it is none that can be read: too large, a link or a device in an archive, a key that is no path.
-        """
-        if file.size > MAX_BYTES:
-            raise DataError(f"is {file.size:,} bytes, more than {MAX_BYTES:,}")
-        if file.member is None or file.archive is None:
-            if not _is_path(file.key):
-                raise DataError("has a key with empty parts, '.' or '..', which is no path; put it under another one")
-            return self._stores[file.place].get(file.key)
-        if not file.member.isreg() or file.member.issparse():
-            raise DataError("is a link, a device or a sparse file in its archive; only plain files are read")
-        with file.archive.open("rb") as archive:
-            archive.seek(file.member.offset_data)
-            return archive.read(file.size)
-
-    def annotations(self) -> dict[str, Annotation]:
-        """Labels, times and slices from the sidecar, by key; empty without one.
-
-        Raises:
-            SourceError: the table is missing, unreadable, or lacks a column.
-        """
-        if not isinstance(self.config.labels, Sidecar):
-            return {}
-        return read_table(self._stores[0], self.config.labels, self.config.timezone)
-
-
-def _check_end(tar: tarfile.TarFile) -> None:
-    """A damaged header or a hole of zeros in the middle would pass for the end, and what follows would be lost.
-
-    So behind the end of an archive there may be nothing but zeros.
-    """
-    file, place = tar.fileobj, tar.offset
-    if file is None:
-        return
-    file.seek(place)
-    while chunk := file.read(CHUNK):
-        if rest := chunk.lstrip(b"\0"):
-            place += len(chunk) - len(rest)
-            if place == tar.offset:
-                raise tarfile.ReadError(f"damaged at byte {place:,}")
-            raise tarfile.ReadError(f"damaged: it ends at byte {tar.offset:,} and goes on at byte {place:,}")
-        place += len(chunk)
-
-
-def _is_path(key: str) -> bool:
-    """Whether a store has a place for the key; S3 lists others too."""
-    try:
-        clean(key)
-    except StoreError:
-        return False
-    return True
-
-
-def _check_name(key: str) -> None:
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        raise SourceError(f"source: the name of a file must be UTF-8, got {key!r}. Rename it.") from None

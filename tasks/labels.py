@@ -87,7 +87,7 @@ def read_table(store: Store, sidecar: Sidecar, timezone: str | None) -> dict[str
                 f"source.labels: row {number} of {sidecar.path} must name a file, got none. Fill {sidecar.key_column}."
             )
         key = str(row[sidecar.key_column])
-        annotation = _annotation(row, sidecar, timezone)
+        annotation = annotation_in(row, sidecar, timezone)
         if annotations.setdefault(key, annotation) != annotation:
             annotations[key] = Unusable(reason=f"has two different rows in {sidecar.path}")
     return annotations
@@ -150,22 +150,34 @@ def _parquet(data: bytes) -> tuple[Sequence[str], Sequence[Row]]:
     return table.column_names, table.to_pylist() if distinct else []
 
 
-def _annotation(row: Row, sidecar: Sidecar, timezone: str | None) -> Annotation:
+def annotation_in(row: Row, sidecar: Sidecar, timezone: str | None) -> Annotation:
+    """What a row says; :class:`Unusable` if it cannot be used."""
     try:
         label = name_in(row.get(sidecar.label_column))
         slices = {c: text for c in sidecar.slice_columns if (text := name_in(row.get(c))) is not None}
+        raw = row.get(sidecar.timestamp_column) if sidecar.timestamp_column else None
+        return Annotation(label, moment_of(raw, timezone) if raw else None, slices)
     except DataError as error:
         return Unusable(reason=str(error))
-    raw = row.get(sidecar.timestamp_column) if sidecar.timestamp_column else None
-    if not raw:
-        return Annotation(label, None, slices)
+
+
+def moment_of(raw: Any, timezone: str | None) -> datetime:
+    """A time in UTC.
+
+    Args:
+        raw: a datetime or ISO 8601.
+        timezone: of times that name none.
+
+    Raises:
+        DataError: it is no time, or names no zone and neither does the source.
+    """
     try:
         moment = raw if isinstance(raw, datetime) else datetime.fromisoformat(str(raw))
         if moment.tzinfo is None:
             if timezone is None:
-                return Unusable(reason=f"has the time {raw} without a zone, and source.timezone is not set")
+                raise DataError(f"has the time {raw} without a zone, and source.timezone is not set")
             moment = moment.replace(tzinfo=ZoneInfo(timezone))
         moment = moment.astimezone(UTC)
     except (ValueError, OverflowError):
-        return Unusable(reason=f"has the time {str(raw)[:40]!r}, which is not ISO 8601")
-    return Annotation(label, datetime.combine(moment.date(), moment.time(), UTC), slices)  # no subclass with nanoseconds
+        raise DataError(f"has the time {str(raw)[:40]!r}, which is not ISO 8601") from None
+    return datetime.combine(moment.date(), moment.time(), UTC)  # no subclass with nanoseconds

@@ -121,8 +121,8 @@ def adopt(store: Store, config: PipelineConfig, weights: str, window: Window) ->
     rows = view.rows("holdout", config.model.classes)
     if not len(rows):
         raise DataError(
-            f"adopt: the reference must hold pictures labelled with model.classes, got {window.samples} pictures with the "
-            f"labels {sorted(window.classes | window.pending)[:10]}. Use one folder a class."
+            f"adopt: the reference must hold some labelled with model.classes, got {window.samples} samples with the "
+            f"labels {sorted(window.classes | window.pending)[:10]}. Use one folder a class, or the label column of rows."
         )
     module, spec = models.adopt(config.model, weights, config.s3)
     with scratch() as temporary:
@@ -278,7 +278,11 @@ def _consumer_config(config: PipelineConfig, spec: ModelSpec) -> dict[str, Any]:
         "architecture": spec.architecture,
         "classes": spec.classes,
         "head": {"path": spec.head, "embedding_dim": spec.embedding_dim, "kind": models.head_kind(spec)},
-        "transforms": {"resize": spec.image_size, "center_crop": spec.image_size, "mean": spec.mean, "std": spec.std},
+        **(
+            {"features": [f.model_dump(mode="json") for f in spec.features]}
+            if spec.features
+            else {"transforms": {"resize": spec.image_size, "center_crop": spec.image_size, "mean": spec.mean, "std": spec.std}}
+        ),
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,13 +48,14 @@ class Sample:
     offset: int
     """Of the bytes inside the shard."""
     size: int
-    width: int
-    height: int
-    brightness: float
-    contrast: float
-    sharpness: float
-    colourfulness: float
-    slices: str
+    width: int = 0
+    """Of a picture, as are those below; a row of a table has none."""
+    height: int = 0
+    brightness: float = math.nan
+    contrast: float = math.nan
+    sharpness: float = math.nan
+    colourfulness: float = math.nan
+    slices: str = "{}"
     """JSON object of slice columns."""
 
 
@@ -79,12 +81,12 @@ class ViewWriter:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def add(self, data: bytes, **fields: Any) -> None:
-        """Append one sample's bytes to the open shard."""
+    def add(self, data: bytes, suffix: str | None = None, **fields: Any) -> None:
+        """Append one sample's bytes to the open shard; `suffix` is that of its key unless given."""
         file = self._file
         if file is None or file.tell() >= SHARD_BYTES:
             file = self._next_shard()
-        info = tarfile.TarInfo(f"{len(self.samples):08d}{Path(fields['key']).suffix.lower()}")
+        info = tarfile.TarInfo(f"{len(self.samples):08d}{Path(fields['key']).suffix.lower() if suffix is None else suffix}")
         info.size, info.mtime, info.mode = len(data), 0, 0o644
         header = info.tobuf(tarfile.USTAR_FORMAT)
         offset = file.tell() + len(header)
@@ -140,12 +142,19 @@ class ViewWriter:
         gone = {s.key for s in torn}
         self.samples = [s for s in self.samples if s.key not in gone]
 
-    def commit(self, store: Store, classes: Sequence[str]) -> Window:
-        """Write shards, manifest and quarantine, then the record that makes the view exist."""
+    def commit(self, store: Store, classes: Sequence[str], *, noisy: bool = False) -> Window:
+        """Write shards, manifest and quarantine, then the record that makes the view exist.
+
+        Args:
+            store: of the pipeline.
+            classes: that are known; samples of other labels wait.
+            noisy: equal bytes may well have different labels, as equal rows of a table do.
+        """
         import pyarrow.parquet as pq
 
         self._close()
-        self._set_contradictions_aside()
+        if not noisy:
+            self._set_contradictions_aside()
         view = digest_of(
             sorted([s.key, s.digest, s.label or "", str(s.timestamp or ""), s.split, s.slices] for s in self.samples),
             sorted([r["key"], r["sha256"], r["reason"]] for r in self.rejected),

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from yaml.error import MarkedYAMLError
 from yaml.reader import ReaderError
 
-from everfresh.tasks.config.sections import ImageFolder, PipelineConfig, TarShards
+from everfresh.tasks.config.sections import ImageFolder, PipelineConfig, TableRows, TarShards
 from everfresh.tasks.errors import ConfigError
 
 SECRET_KEY = re.compile(r"(secret|password|passwd|access[_-]?key|api[_-]?key|token|credential)", re.IGNORECASE)
@@ -245,7 +245,7 @@ def _anchored(config: PipelineConfig, base: Path, label: str) -> PipelineConfig:
             words = "there is no home of that name" if path.startswith("~") else error
             raise ConfigError(f"{label}: {field} must be a path, got {_shown(path)} ({words}). Write it from / on.") from None
 
-    source: ImageFolder | TarShards
+    source: ImageFolder | TarShards | TableRows
     if isinstance(config.source, ImageFolder):
         source = config.source.model_copy(update={"path": anchor(config.source.path, "source.path")})
     else:

@@ -136,7 +136,42 @@ class TarShards(Section):
     """IANA zone of times that name none."""
 
 
-Source = Annotated[ImageFolder | TarShards, Field(discriminator="kind")]
+class TableRows(Section):
+    """Rows of tables: each row of a Parquet or CSV file is a sample, fed by the columns of `model.features`."""
+
+    kind: Literal["rows"] = "rows"
+    paths: tuple[Address, ...] = Field(min_length=1)
+    """Parquet or CSV files, or folders or `s3://` prefixes of them. New rows come in new files: a file must not change."""
+    label_column: str | None = None
+    """Column with the label; an empty cell means not labelled. Null: no labels, drift is watched, nothing is trained."""
+    timestamp_column: str | None = None
+    """Column with the time of each row, a timestamp or ISO 8601."""
+    slice_columns: Names = ()
+    """Columns by which results are broken down."""
+    group_columns: Names = ()
+    """Rows equal in these are of one thing (a patient, a device) and share a split; none: rows equal in features and time."""
+    missing: Literal["quarantine", "impute"] = "quarantine"
+    """Rows that lack a feature: set aside, or taken with the training mean for a number and no category for a category."""
+    timezone: Zone | None = None
+    """IANA zone of times that name none."""
+
+    @property
+    def annotations(self) -> Sidecar:
+        """Which columns say what of a row, as a sidecar's do of a file."""
+        return Sidecar(
+            path="",
+            label_column=self.label_column or "",
+            timestamp_column=self.timestamp_column,
+            slice_columns=self.slice_columns,
+        )
+
+    @property
+    def labels(self) -> Sidecar | Unlabelled:
+        """Where labels come from."""
+        return self.annotations if self.label_column is not None else Unlabelled()
+
+
+Source = Annotated[ImageFolder | TarShards | TableRows, Field(discriminator="kind")]
 
 
 class S3Config(Section):
@@ -181,8 +216,9 @@ class WindowConfig(Section):
     """A window waits until at least so many new files are there."""
     max_samples: int = Field(default=5_000, ge=1, le=10_000_000)
     """A window takes at most so many files; the rest makes the next window."""
-    order: Literal["key", "modified", "shuffled"] = "key"
-    """Order in which waiting files are taken; `shuffled` is seeded and keeps the order of archives."""
+    order: Literal["key", "modified", "shuffled", "time"] = "key"
+    """Order in which waiting files are taken; `shuffled` is seeded and keeps the order of archives and tables; `time`, for
+    rows alone, is that of `source.timestamp_column` over all waiting files."""
     holdout_fraction: float = Field(default=0.2, gt=0, lt=1)
     """Share of samples that only the gates ever see."""
     tune_fraction: float = Field(default=0.1, gt=0, lt=1)
@@ -234,6 +270,8 @@ class Column(Section):
 
 def _columns_differ(columns: tuple[Column, ...]) -> tuple[Column, ...]:
     _unique(tuple(c.name for c in columns))
+    if taken := [c.name for c in columns if c.name in {"confidence", "prediction"}]:
+        raise ValueError(f"must not be confidence or prediction, which are the model's own, got {taken[0]}. Rename the column")
     return columns
 
 
@@ -538,6 +576,17 @@ class PipelineConfig(Section):
             raise ValueError(
                 "policy.bootstrap must not be head while model.weights is null, got head on random features. "
                 "Give weights, or bootstrap with pretrained"
+            )
+        rows = isinstance(self.source, TableRows)
+        if rows != bool(self.model.features):
+            raise ValueError(
+                f"model.features must name columns if and only if source.kind is rows, got {len(self.model.features)} with "
+                f"{self.source.kind}. {'Name what the model is fed' if rows else 'Remove them, or set source.kind'}"
+            )
+        if self.window.order == "time" and not (isinstance(self.source, TableRows) and self.source.timestamp_column):
+            raise ValueError(
+                f"window.order must not be time while there is no source.timestamp_column, got time with {self.source.kind}. "
+                "Choose key, or name the column of a source of rows"
             )
         if isinstance(self.source, ImageFolder) and self.source.ordered and self.window.order != "key":
             raise ValueError(

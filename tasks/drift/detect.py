@@ -276,7 +276,7 @@ def _explain(
     attempt = attempt_folder(f"drift/{report.key}")
     shared = reference.categorical.keys() & current.categorical.keys()
     values = nearest.values | {c: (reference.categorical[c], current.categorical[c]) for c in shared}
-    strange, typical = unusual(reference, current, SHOWN)
+    strange, typical = unusual(reference, current, 0 if config.model.features else SHOWN)  # a row is no picture to show
     with scratch() as here:
         shelf = None
         if (workspace := config.drift.workspace) and not tick.replay:

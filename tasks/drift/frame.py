@@ -1,7 +1,7 @@
 """The monitoring frame: what drift is measured on, one row a sample.
 
-Columns people can read (image properties, metadata slices, prediction, confidence), the champion's class
-probabilities, and its embedding. Nothing is decoded here: properties were measured at ingest, embeddings are
+Columns people can read (image properties or features of a row, metadata slices, prediction, confidence), the
+champion's class probabilities, and its embedding. Nothing is decoded here: properties were measured at ingest, embeddings are
 kept in the store.
 """
 
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from everfresh.tasks.records import Feature
+from everfresh.tasks.vectors import values_of
 from everfresh.tasks.views import Sample, View
 
 if TYPE_CHECKING:
@@ -32,9 +34,9 @@ class Frame:
     """
 
     numerical: dict[str, Floats]
-    """(N,) by name: image properties and ``confidence``; missing is NaN."""
+    """(N,) by name: image properties or numbers of a row, and ``confidence``; missing is NaN."""
     categorical: dict[str, NDArray[np.str_]]
-    """(N,) by name: ``prediction`` and the slices of the sidecar; missing is an empty text."""
+    """(N,) by name: ``prediction``, slices and categories of a row; missing is an empty text."""
     probabilities: Floats
     """(N, C) softmax of the champion."""
     embeddings: Floats
@@ -43,7 +45,7 @@ class Frame:
     labels: NDArray[np.int64]
     """(N,) class numbers, -1 where no known label is."""
     places: tuple[tuple[View, int], ...] = ()
-    """Where each sample's picture is: view and row; empty where there is none to show."""
+    """Where each sample's bytes are: view and row; empty where it has none."""
     times: NDArray[np.datetime64] | None = None
     """(N,) UTC, NaT where a sample has none; None where no sample has."""
 
@@ -96,14 +98,9 @@ def build(embedder: Embedder, picks: Sequence[tuple[View, NDArray[np.int64]]]) -
         embedded.append(embedding)
         scored.append(scores)
     probabilities = torch.cat(scored).double().softmax(dim=1).numpy()
-    numerical = {
-        name: np.array([getattr(s, name) for s in samples], dtype=np.float64)
-        for name in ("brightness", "contrast", "sharpness", "colourfulness")
-    }
-    numerical["aspect"] = np.array([s.width / s.height for s in samples], dtype=np.float64)
-    numerical["pixels"] = np.array([float(s.width * s.height) for s in samples], dtype=np.float64)
+    numerical, categorical = _of_rows(embedder.spec.features, picks) if embedder.spec.features else (_of_pictures(samples), {})
     numerical["confidence"] = probabilities.max(axis=1)
-    categorical = {"prediction": np.array([classes[i] for i in probabilities.argmax(axis=1)], dtype=np.str_)}
+    categorical |= {"prediction": np.array([classes[i] for i in probabilities.argmax(axis=1)], dtype=np.str_)}
     slices = [json.loads(s.slices) for s in samples]
     for name in sorted({key for row in slices for key in row}):
         categorical[name] = np.array([row.get(name, "") for row in slices], dtype=np.str_)
@@ -117,6 +114,27 @@ def build(embedder: Embedder, picks: Sequence[tuple[View, NDArray[np.int64]]]) -
         tuple(places),
         np.array([_utc(s.timestamp) for s in samples], dtype="datetime64[s]"),
     )
+
+
+def _of_pictures(samples: Sequence[Sample]) -> dict[str, Floats]:
+    """Their properties, as they were measured at ingest."""
+    numerical = {
+        name: np.array([getattr(s, name) for s in samples], dtype=np.float64)
+        for name in ("brightness", "contrast", "sharpness", "colourfulness")
+    }
+    numerical["aspect"] = np.array([s.width / s.height for s in samples], dtype=np.float64)
+    numerical["pixels"] = np.array([float(s.width * s.height) for s in samples], dtype=np.float64)
+    return numerical
+
+
+def _of_rows(
+    features: Sequence[Feature], picks: Sequence[tuple[View, NDArray[np.int64]]]
+) -> tuple[dict[str, Floats], dict[str, NDArray[np.str_]]]:
+    """Their features as they stood in the table: numbers, and categories also where the model knows them not."""
+    rows = [values_of(data) for view, places in picks for data in view.read(places.tolist())]
+    numbers = {f.name: np.array([r.get(f.name) for r in rows], dtype=np.float64) for f in features if not f.categories}
+    texts = {f.name: np.array([r.get(f.name) or "" for r in rows], dtype=np.str_) for f in features if f.categories}
+    return numbers, texts
 
 
 def _utc(time: datetime | None) -> datetime | None:

@@ -20,7 +20,8 @@ from support.pictures import digits, table, write_folder, write_tar
 from everfresh.flows.check import Checked, check
 from everfresh.tasks.config import PipelineConfig, S3Config, TarShards
 from everfresh.tasks.errors import AccessRefused, StoreError
-from everfresh.tasks.ingest import Source, ingest
+from everfresh.tasks.ingest import ingest
+from everfresh.tasks.sources import Source
 from everfresh.tasks.store import FolderStore, Listed, S3Store, Store
 from everfresh.tasks.store.prove import proofs
 from everfresh.tasks.views import View

@@ -103,8 +103,8 @@ def test_an_archive_of_which_all_was_taken_is_not_opened_again(
     ingest(folder_store, config)
     write_tar(tmp_path / "in/b.tar", pictures("cat/2.png"))
     opened: list[str] = []
-    original = module.Source._local
-    monkeypatch.setattr(module.Source, "_local", lambda *args: opened.append(args[2].key) or original(*args))
+    original = module.Source.local
+    monkeypatch.setattr(module.Source, "local", lambda *args: opened.append(args[2].key) or original(*args))
     assert taken(folder_store, ingest(folder_store, config)) == ["b.tar/cat/2.png"]
     assert opened == ["b.tar"]
 
@@ -277,7 +277,7 @@ def test_a_window_of_only_bad_files_still_moves_on(folder_store: FolderStore, tm
 
 
 def test_a_file_too_large_is_not_read(folder_store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_BYTES", 100)
+    monkeypatch.setattr("everfresh.tasks.sources.MAX_BYTES", 100)
     entry = ingest(folder_store, pipeline(write_folder(tmp_path / "inbox", pictures("cat/1.png"))))
     assert "more than 100" in quarantined(folder_store, entry)["cat/1.png"]
 

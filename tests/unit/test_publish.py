@@ -422,7 +422,7 @@ def test_a_pipeline_with_a_champion_adopts_nothing(tmp_path: Path) -> None:
 def test_samples_with_other_labels_are_no_reference(tmp_path: Path) -> None:
     store, config, _, weights = running(tmp_path)
     reference = ingest.freeze(store, config, str(write_folder(tmp_path / "reference", digits(4, classes=("nine",)))))
-    with pytest.raises(DataError, match=r"got 4 pictures with the labels \['nine'\]"):
+    with pytest.raises(DataError, match=r"got 4 samples with the labels \['nine'\]"):
         adopt(store, config, weights, reference)
     assert champion_moves(store).last() is None
 
