@@ -5,7 +5,7 @@ HOME_OF_RUNS := $(CURDIR)/run/prefect
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run test test-slow lint format bench bench-seeds bench-pacs bench-kill bench-s3 bench-upload \
+.PHONY: help run test test-slow lint format bench bench-seeds bench-pacs bench-adapt bench-kill bench-s3 bench-upload \
 	bench-drift bench-drift-speed bench-harm bench-flights lock clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ bench-seeds: .venv/.installed ## the demo over 10 seeds, half an hour
 
 bench-pacs: .venv/.installed ## photo, art painting, cartoon over 5 seeds; needs PACS_DATA and SQUEEZENET
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pacs_stream.py
+
+bench-adapt: .venv/.installed ## the ladder against retraining from pretrained on everything, hours; needs PACS_DATA and SQUEEZENET
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/adapt.py
 
 bench-harm: .venv/.installed ## accuracy estimated without labels over the grid of shifts; needs DRIFT_DATA and SQUEEZENET
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/drift_harm.py

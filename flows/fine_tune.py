@@ -10,6 +10,9 @@ from everfresh.tasks.records import Candidate, Tick
 
 
 @flow(name="fine-tune", flow_run_name="{config.name} · window {tick.seq} · {rung}", persist_result=False)
-def fine_tune(config: PipelineConfig, tick: Tick, rung: Rung, start: Candidate | None = None) -> Candidate:
-    """Train one challenger for a tick; what an earlier run finished is returned, what it began is gone on with."""
+def fine_tune(config: PipelineConfig, tick: Tick, rung: Rung, start: Candidate | None = None) -> Candidate | str:
+    """Train one challenger for a tick, or say why the rung has none to give.
+
+    What an earlier run finished is returned, what it began is gone on with.
+    """
     return steps.fine_tune(config, tick, rung, start)

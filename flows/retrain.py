@@ -13,7 +13,7 @@ from everfresh.flows.fine_tune import fine_tune
 from everfresh.tasks import steps
 from everfresh.tasks.config import PipelineConfig, Rung
 from everfresh.tasks.decide import best, next_rung
-from everfresh.tasks.errors import ChampionMoved, DataError, EverfreshError, RungUnfit, TrainingError
+from everfresh.tasks.errors import ChampionMoved, DataError, EverfreshError, TrainingError
 from everfresh.tasks.journal import tried_rung
 from everfresh.tasks.records import (
     AliasMove,
@@ -98,11 +98,11 @@ def climb(
     unfit: dict[Rung, str] = {}
     try:
         while rung := next_rung(decision, tried, unfit):
-            try:
-                tried.append(fine_tune(config, tick, rung, tried[-1] if tried else None))
-            except RungUnfit as why:
-                get_run_logger().info("rung %s has no answer: %s", rung, why)
-                unfit[rung] = str(why)
+            made = fine_tune(config, tick, rung, tried[-1] if tried else None)
+            if isinstance(made, str):
+                unfit[rung] = made
+            else:
+                tried.append(made)
     except (DataError, TrainingError) as error:
         return tried, unfit, error
     return tried, unfit, None
@@ -118,7 +118,9 @@ def measure(
         try:
             candidate = made.get(rung) or fine_tune(config, tick, rung, made.get("head") if rung == "full" else None)
         except (DataError, TrainingError) as error:
-            get_run_logger().info("rung %s has no answer: %s", rung, error)
+            get_run_logger().info("rung %s cannot be measured: %s", rung, error)
+            continue
+        if isinstance(candidate, str):
             continue
         made[rung] = candidate
         before = next((other.cost for other in made.values() if other.key == candidate.start), None)

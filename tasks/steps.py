@@ -18,7 +18,7 @@ from prefect.cache_policies import NO_CACHE
 
 from everfresh.tasks import alias, decide, ingest, journal
 from everfresh.tasks.config import PipelineConfig, Rung
-from everfresh.tasks.errors import AccessRefused, DigestMismatch, ObjectMissing, StoreError
+from everfresh.tasks.errors import AccessRefused, DigestMismatch, ObjectMissing, RungUnfit, StoreError
 from everfresh.tasks.ledger import champion_moves, find, stream
 from everfresh.tasks.progress import listening
 from everfresh.tasks.records import (
@@ -177,12 +177,16 @@ def decide_action(config: PipelineConfig, tick: Tick, drift: DriftReport | None)
 
 
 @step("fine-tune")
-def fine_tune(config: PipelineConfig, tick: Tick, rung: Rung, start: Candidate | None) -> Candidate:
-    """Train one challenger."""
+def fine_tune(config: PipelineConfig, tick: Tick, rung: Rung, start: Candidate | None) -> Candidate | str:
+    """Train one challenger, or say why the rung has none to give."""
     from everfresh.tasks import fine_tune as stage
 
     with listening(_Artifact(f"{config.name}-progress", f"{config.name} · window {tick.seq} · {rung}")):
-        made = stage.fine_tune(open_pipeline(config, tick), config, tick, rung, start)
+        try:
+            made = stage.fine_tune(open_pipeline(config, tick), config, tick, rung, start)
+        except RungUnfit as why:
+            log.info("rung %s has no answer: %s", rung, why)
+            return str(why)
     log.info("rung %s: %.1f%% on tune, %.1f s", rung, 100 * made.tune_accuracy, made.cost.seconds)
     return made
 

@@ -451,6 +451,9 @@ class FineTuneConfig(Section):
     """An epoch takes each sample once, or as many of each class, samples of rare ones repeatedly."""
     replay_max_samples: int = Field(default=5_000, ge=0, le=10_000_000)
     """Samples of earlier trusted windows that are trained on again; 0 trains on the new window only."""
+    full_replay: float | None = Field(default=None, ge=0, le=1_000)
+    """Earlier samples for each new one in `full`, at most; null for as many as `replay_max_samples` allows. With it a
+    training costs the same however long the history."""
     checkpoint_every: int = Field(default=100, ge=1, le=1_000_000)
     """Steps between two checkpoints, of which a run keeps its newest two; a killed one loses at most so many."""
     seed: int = Field(default=0, ge=0, le=4_294_967_295)

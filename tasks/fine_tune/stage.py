@@ -88,7 +88,7 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
     window, earlier = View(store, tick.view), [View(store, v) for v in replay]
     # A group that is hold-out anywhere is learnt from nowhere, also where an adopted model's validation pictures come in again.
     withheld = frozenset(s.group for view in earlier for s in view.samples if s.split == "holdout")
-    train = pool_of(window, earlier, "train", classes, config.fine_tune.replay_max_samples, withheld)
+    train = pool_of(window, earlier, "train", classes, _most_replayed(config, rung, window), withheld)
     if not len(train.parts[0][1]):
         raise DataError(
             f"fine_tune: window {tick.seq} must have labelled training samples of model.classes, got none. "
@@ -183,6 +183,11 @@ def _standardised(config: PipelineConfig, spec: ModelSpec, train: Pool) -> tuple
         for f in fitted(free, (data for view, rows in train.parts for data in view.read(rows.tolist() if free else [])))
     }
     return tuple(made.get(f.name, f) for f in spec.features)
+
+
+def _most_replayed(config: PipelineConfig, rung: Rung, window: View) -> int:
+    most, ratio = config.fine_tune.replay_max_samples, config.fine_tune.full_replay
+    return most if rung != "full" or ratio is None else min(most, round(ratio * window.window.splits.get("train", 0)))
 
 
 def _usual(store: Store, release: Release | None) -> Counter[str]:

@@ -18,7 +18,8 @@ from everfresh.flows.monitor import monitor
 from everfresh.flows.replay import replay
 from everfresh.flows.retrain import retrain
 from everfresh.flows.rollback import rollback
-from everfresh.tasks import alias, publish
+from everfresh.flows.rungs import advice
+from everfresh.tasks import alias, decide, publish
 from everfresh.tasks.errors import DataError, DigestMismatch, ObjectMissing, ReleaseError, StoreError
 from everfresh.tasks.journal import scheduled
 from everfresh.tasks.ledger import champion_moves, find, stream
@@ -157,6 +158,35 @@ def test_a_replay_writes_only_under_its_name_and_goes_on_under_it(pipeline: Pipe
     assert replay(pipeline.config, "trial", "head") == ("trial", [])
     assert live(pipeline) == before
     assert {key.split("/")[1] for key in pipeline.bytes_of("replays")} == {"trial"}
+
+
+def test_a_replay_with_all_rungs_measures_each_and_goes_on_with_the_ladders_choice(pipeline: Pipeline) -> None:
+    before = live(pipeline)
+    _, entries = replay(pipeline.config, "all", all_rungs=True)
+    assert [(e.decision.action, [t.rung for t in e.tried]) for e in entries] == [
+        ("bootstrap", ["pretrained"]), ("retrain", ["head"]),
+    ]  # fmt: skip
+    assert entries[0].beside == ()
+    measured = {t.rung: t for t in entries[1].beside}
+    assert {"head", "full", "pretrained"} <= set(measured)
+    assert all(t.gain is not None and t.failed_gates is not None and t.tune_gain is not None for t in measured.values())
+    assert measured["head"].candidate == entries[1].tried[0].candidate
+    assert measured["full"].cost.device_seconds > measured["head"].cost.device_seconds  # which it goes on from
+    assert entries[1].cost == entries[1].tried[0].cost
+    assert {k: d for k, d in live(pipeline).items() if k in before or not k.startswith("embeddings/")} == before
+    assert "points a retraining for" in advice(entries)
+
+
+def test_a_rung_without_an_answer_is_noted_and_the_next_one_tried(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    from everfresh.tasks.fine_tune import recalibrate
+
+    monkeypatch.setattr(recalibrate, "LEAST_GAIN", 10.0)
+    pipeline.rewrite(policy={"ladder": ["recalibrate", "head"], "triggers": [{"kind": "new_samples", "count": 1}]})
+    monkeypatch.setattr(decide, "_hopeless", lambda _policy, _drift: {})
+    pipeline.arrives(3, AGED)
+    [entry] = retrain(pipeline.config)
+    assert entry.unfit == {"recalibrate": "neither a temperature nor new class shares lower the log loss on tune"}
+    assert ([t.rung for t in entry.tried], entry.not_tried) == (["head"], ())
 
 
 def test_a_replay_of_the_same_policy_decides_what_the_live_loop_decided(played: Pipeline, tmp_path: Path) -> None:

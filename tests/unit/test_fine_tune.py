@@ -529,6 +529,15 @@ def test_replay_is_bounded_and_can_be_off(later: Any) -> None:
     assert off.kept_accuracy is not None  # what was forgotten is measured all the same
 
 
+def test_the_full_rung_can_be_bounded_alone(later: Any) -> None:
+    store, config, tick = later
+    new = View(store, tick.view).window.splits["train"]
+    config = with_training(config, full_epochs=1, full_replay=0.5)
+    made = fine_tune(store, config, tick, "full")
+    assert (made.trained_on, made.cost.samples) == (new + round(new / 2), new + round(new / 2))
+    assert fine_tune(store, config, tick, "head").trained_on > made.trained_on
+
+
 # --- the rungs -----------------------------------------------------------------------------------------------------
 
 
