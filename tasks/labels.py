@@ -46,12 +46,12 @@ class Unusable(Annotation):
 
 
 def name_in(value: Any) -> str | None:
-    """A label or a slice: white space trimmed and collapsed, None if nothing is left.
+    """A label or a slice: white space trimmed and collapsed, None if nothing is left, or of a number that is none (NaN).
 
     Raises:
         DataError: too long or with characters that no name has.
     """
-    text = "" if value is None else re.sub(r"\s+", " ", str(value)).strip()
+    text = "" if value is None or value != value else re.sub(r"\s+", " ", str(value)).strip()
     if len(text) > MAX_NAME:
         raise DataError(f"has a label or slice of {len(text):,} characters, more than {MAX_NAME}: {text[:40]!r}…")
     if UNFIT.search(text):

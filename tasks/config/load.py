@@ -141,6 +141,7 @@ PATTERNS = {
         "must be a torchvision model such as resnet18, timm/<name> or package.module:callable",
         "Correct it",
     ),
+    "fine_tune.device": ("must be auto, cpu, cuda, cuda:N or mps", "Choose one"),
     "s3.region": ("must be a region such as eu-west-1", "Correct it"),
 }
 """What the patterns of single fields mean."""

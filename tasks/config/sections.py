@@ -454,6 +454,8 @@ class FineTuneConfig(Section):
     full_replay: float | None = Field(default=None, ge=0, le=1_000)
     """Earlier samples for each new one in `full`, at most; null for as many as `replay_max_samples` allows. With it a
     training costs the same however long the history."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?|mps)$")
+    """Where `full` and `pretrained` train: `auto` (a GPU if there is one, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`."""
     checkpoint_every: int = Field(default=100, ge=1, le=1_000_000)
     """Steps between two checkpoints, of which a run keeps its newest two; a killed one loses at most so many."""
     seed: int = Field(default=0, ge=0, le=4_294_967_295)

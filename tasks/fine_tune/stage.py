@@ -36,7 +36,7 @@ from everfresh.tasks.vectors import fitted
 from everfresh.tasks.views import View
 
 CODE = (
-    *(f"fine_tune/{name}.py" for name in ("augment", "checkpoint", "head", "input", "keep", "pool", "recalibrate")),
+    *(f"fine_tune/{name}.py" for name in ("augment", "checkpoint", "device", "head", "input", "keep", "pool", "recalibrate")),
     *(f"fine_tune/{name}.py" for name in ("outcome", "recipe", "stage", "trainer", "tune")),
     *(f"{name}.py" for name in ("architectures", "models", "inputs", "images", "vectors", "views", "embeddings")),
 )

@@ -24,6 +24,7 @@ from everfresh.tasks.config import FineTuneConfig, PipelineConfig, Rung
 from everfresh.tasks.errors import StoreError, TrainingError
 from everfresh.tasks.fine_tune.augment import Mix, policy
 from everfresh.tasks.fine_tune.checkpoint import Checkpoints, Progress
+from everfresh.tasks.fine_tune.device import trains, use
 from everfresh.tasks.fine_tune.input import Batches, Pictures, augmented
 from everfresh.tasks.fine_tune.interrupt import Stop, stoppable
 from everfresh.tasks.fine_tune.keep import Anchor, Start
@@ -70,10 +71,11 @@ class Trainer:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
 
+        cpu = use(config.fine_tune.device)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         AcceleratorState._reset_state(reset_partial_state=True)  # each stage chooses its own precision
-        self.accelerator = Accelerator(mixed_precision="bf16" if config.model.precision == "bf16" else "no")
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if config.model.precision == "bf16" else "no")
         self.device = str(self.accelerator.device)
         self.store, self.spec, self.attempt = store, spec, attempt
         self.config: FineTuneConfig = config.fine_tune
@@ -268,8 +270,9 @@ class Trainer:
         """One step of the optimizer."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["share"] * lr
-        while (found := self._gradients(pixels, labels, targets)) is None:
-            self._halve(len(labels))
+        with trains(self.spec, pixels):
+            while (found := self._gradients(pixels, labels, targets)) is None:
+                self._halve(len(labels))
         if self.anchor:
             self.anchor.pull(self.module)
         if self.config.clip_norm is not None:

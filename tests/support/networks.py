@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 
@@ -58,3 +59,58 @@ def raises(_classes: int) -> nn.Module:
 def takes_nothing() -> nn.Module:
     """Has no place for the number of classes."""
     return nn.Identity()
+
+
+class Fails(nn.Module):
+    """Somebody's bug that shows in training only, forwards or backwards."""
+
+    def __init__(self, classes: int, backwards: bool) -> None:
+        super().__init__()
+        self.body, self.backwards = plain(classes), backwards
+
+    def forward(self, pixels):  # type: ignore[no-untyped-def]
+        if not self.training:
+            return self.body(pixels)
+        if not self.backwards:
+            raise ZeroDivisionError("of mine")
+        return _NoWayBack.apply(self.body(pixels))
+
+
+class _NoWayBack(torch.autograd.Function):
+    @staticmethod
+    def forward(_context, scores):  # type: ignore[no-untyped-def]
+        return scores.clone()
+
+    @staticmethod
+    def backward(_context, _gradient):  # type: ignore[no-untyped-def]
+        raise KeyError("of mine")
+
+
+def fails_forwards(classes: int) -> nn.Module:
+    """Raises in its first training step."""
+    return Fails(classes, backwards=False)
+
+
+def fails_backwards(classes: int) -> nn.Module:
+    """Raises when the gradient of its first training step is taken."""
+    return Fails(classes, backwards=True)
+
+
+def fails_always(_classes: int) -> nn.Module:
+    """Takes no picture."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(5, 5), nn.Linear(5, 3))
+
+
+def too_many_scores(classes: int) -> nn.Module:
+    """Scores of each of its places, not of the picture."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(2), nn.Linear(4, classes))
+
+
+def normed(classes: int) -> nn.Module:
+    """Batch norm on one value a sample and channel, which cannot do with a batch of one."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3), nn.Linear(3, classes))
+
+
+def body_alone(classes: int) -> nn.Module:
+    """Ends in a convolution that stands alone, and pools."""
+    return nn.Sequential(nn.Conv2d(3, classes, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())

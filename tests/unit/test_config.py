@@ -173,6 +173,7 @@ WORDS: list[tuple[dict[str, Any], str]] = [
     ({"gates": [{"kind": "floor", "minimum": 2}]}, "gates.0.minimum: must be at most 1, got 2. Lower it."),
     ({"model__architecture": "ResNet 50"}, "model.architecture: must be a torchvision model such as resnet18, "
         "timm/<name> or package.module:callable, got 'ResNet 50'. Correct it."),
+    ({"fine_tune__device": "gpu"}, "fine_tune.device: must be auto, cpu, cuda, cuda:N or mps, got 'gpu'. Choose one."),
     ({"s3__region": "EU West"}, "s3.region: must be a region such as eu-west-1, got 'EU West'. Correct it."),
     ({"gates": []}, "gates: must hold at least 1, got nothing in it. Add some."),
     ({"name": "x" * 1_000_000}, "name: must be lower case letters, digits and dashes, got '" + "x" * 79
