@@ -108,12 +108,23 @@ def _tick_row(entry: JournalEntry) -> list[str]:
         share(entry.estimated_accuracy),
         share(entry.measured_accuracy),
         f"{entry.decision.action}: {_why(entry)}",
-        ", ".join(f"{t.rung} {t.cost.seconds:.0f}s" for t in entry.tried) or "–",
+        _climbed(entry),
         "passed" if entry.version else ", ".join(entry.failed_gates) or "–",
         f"{entry.gain.value:+.1%}" if entry.gain else "–",
         f"v{entry.champion_version}{released and ' new'}" if entry.champion_version else "–",
         f"{entry.cost.seconds:.1f} s",
     ]
+
+
+def _climbed(entry: JournalEntry) -> str:
+    """Each rung with its seconds and its gain on *tune*, and those that were not tried."""
+    if not entry.tried:
+        return "–"
+    gains = ("" if t.tune_gain is None else f" {t.tune_gain:+.0%}" for t in entry.tried)
+    tried = [f"{t.rung} {t.cost.seconds:.0f}s{gain}" for t, gain in zip(entry.tried, gains, strict=True)]
+    return ", ".join(
+        [*tried, *(f"{rung} no answer" for rung in entry.unfit), *(f"{rung} not tried" for rung in entry.not_tried)]
+    )
 
 
 def _why(entry: JournalEntry) -> str:

@@ -143,3 +143,9 @@ def test_files_that_were_set_aside_are_named_with_their_reason(config: PipelineC
     assert len(lines) == 6
     assert lines[-1].startswith("all 7 with their reasons: ")
     assert Path(lines[-1].removeprefix("all 7 with their reasons: ")).exists()
+
+
+def test_history_tells_of_each_rung_what_it_cost_and_gained_or_that_it_was_not_tried() -> None:
+    tried = TriedRung(rung="head", candidate="c", weights_sha256="d", tune_accuracy=0.9, tune_gain=0.25, cost=Cost(seconds=3.2))
+    table = history_table([entry(2, tried=(tried,), not_tried=("full",), unfit={"recalibrate": "no tune sample"})], [])
+    assert "head 3s +25%, recalibrate no answer, full not tried" in shown(table)
