@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from everfresh.tasks.records import DriftReport, Interval, LabelAgreement, Part, Window
-from everfresh.tasks.trust import judge_labels, suspicion
+from everfresh.tasks.trust import believed_from, judge_labels, suspicion
 
 EVEN = dict.fromkeys("0123456789", 12)
 
@@ -112,3 +114,20 @@ def test_a_suspicion_names_its_ground_and_the_remedy() -> None:
     assert "neither champion nor neighbours nor challenger" in suspicion(drift(0.0, 0.1, alarm=True))
     assert "--trust-labels" in suspicion(drift(0.0, 1.0))
     assert "learnt next to nothing" in suspicion(None)
+
+
+@given(
+    champion=st.floats(0, 1), neighbours=st.floats(0, 1), challenger=st.floats(0, 1), chance=st.floats(0, 1),
+    usual=st.floats(0, 1), alarm=st.booleans(), tested=st.booleans(), vouched=st.booleans(),
+)  # fmt: skip
+def test_a_challenger_is_believed_from_where_it_makes_the_labels_trusted(
+    champion: float, neighbours: float, challenger: float, chance: float, usual: float, alarm: bool, tested: bool, vouched: bool
+) -> None:
+    measured = drift(champion, neighbours, alarm=alarm, tested=tested, chance=chance, usual=usual)
+    line = believed_from(window(), measured, vouched=vouched)
+    assume(abs(challenger - line) > 1e-9)
+    assert judge_labels(window(), measured, challenger, vouched=vouched) == ("trusted" if challenger > line else "suspect")
+
+
+def test_without_a_measurement_labels_need_no_witness() -> None:
+    assert believed_from(window(), None) == 0
