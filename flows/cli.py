@@ -77,12 +77,13 @@ def settings(
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="Where to write the file.")] = Path("pipeline.yaml"),
+    rows: Annotated[bool, typer.Option("--rows", help="For rows of tables instead of pictures.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
 ) -> None:
     """Write a commented pipeline file, and its JSON schema for your editor."""
     from everfresh.flows.scaffold import write_pipeline
 
-    for written in write_pipeline(path, overwrite=force):
+    for written in write_pipeline(path, rows=rows, overwrite=force):
         sys.stdout.write(f"wrote {written}\n")
 
 

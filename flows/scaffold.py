@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from everfresh.tasks.config import ImageFolder, ModelConfig, PipelineConfig, json_schema
+from everfresh.tasks.config import Column, ImageFolder, ModelConfig, PipelineConfig, PolicyConfig, TableRows, json_schema
 from everfresh.tasks.errors import ConfigError
 
 SCHEMA = "pipeline.schema.json"
@@ -20,9 +20,27 @@ EXAMPLE = PipelineConfig(
     name="my-model", store="store", source=ImageFolder(path="inbox"), model=ModelConfig(classes=("cat", "dog"))
 )
 
+ROWS_EXAMPLE = PipelineConfig(
+    name="my-model",
+    store="store",
+    source=TableRows(paths=("inbox",), label_column="label", timestamp_column="time"),
+    model=ModelConfig(
+        architecture="my_package.my_module:my_network",
+        weights=None,
+        classes=("no", "yes"),
+        features=(Column(name="age"), Column(name="country", categories=("DE", "FR"))),
+    ),
+    policy=PolicyConfig(bootstrap="pretrained"),
+)
 
-def write_pipeline(path: Path, *, overwrite: bool = False) -> list[Path]:
+
+def write_pipeline(path: Path, *, rows: bool = False, overwrite: bool = False) -> list[Path]:
     """Write a commented pipeline file and, beside it, the JSON schema with which editors complete it.
+
+    Args:
+        path: of the file.
+        rows: for rows of tables instead of pictures.
+        overwrite: also where a file is there already.
 
     Raises:
         ConfigError: the file is there already.
@@ -38,7 +56,7 @@ def write_pipeline(path: Path, *, overwrite: bool = False) -> list[Path]:
         "# profile, role). ${NAME} and ${NAME:-default} are taken from the environment.",
         "",
     ]
-    path.write_text("\n".join([*head, *_section(EXAMPLE)]) + "\n", encoding="utf-8")
+    path.write_text("\n".join([*head, *_section(ROWS_EXAMPLE if rows else EXAMPLE)]) + "\n", encoding="utf-8")
     schema.write_text(json_schema(), encoding="utf-8")
     return [path, schema]
 

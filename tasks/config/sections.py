@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from everfresh.tasks.config.base import Section
 from everfresh.tasks.config.craft import CourseConfig, KeepConfig, MixConfig, Rate
@@ -254,11 +254,6 @@ class Column(Section):
     std: float | None = Field(default=None, gt=0)
     """That divides a number; null: of the samples that version 1 is trained on, 1 for an adopted model."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _a_name_alone(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
         if self.categories and (self.mean, self.std) != (None, None):
@@ -266,6 +261,13 @@ class Column(Section):
                 f"must be a number or have categories, got {len(self.categories)} categories and a mean or std. Remove one"
             )
         return self
+
+
+def _number_of(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+AnyColumn = Annotated[Column, BeforeValidator(_number_of, json_schema_input_type=Column | str)]
 
 
 def _columns_differ(columns: tuple[Column, ...]) -> tuple[Column, ...]:
@@ -292,7 +294,7 @@ class ModelConfig(Section):
     """Mean that is subtracted, by channel, in units of 0…1."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation that divides, by channel, in units of 0…1."""
-    features: Annotated[tuple[Column, ...], AfterValidator(_columns_differ)] = ()
+    features: Annotated[tuple[AnyColumn, ...], AfterValidator(_columns_differ)] = ()
     """Columns that the model is fed where the source is `rows`, in order; the three fields above are then not used."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of training and embedding; gates always compare in the precision that is served, fp32."""

@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 from support.tables import pipeline, table, write
 from support.windows import quarantined, taken
 
 from everfresh.flows.check import check
 from everfresh.tasks import rows as tables
-from everfresh.tasks.config import PipelineConfig
+from everfresh.tasks.config import PipelineConfig, json_schema, parse_config
 from everfresh.tasks.errors import ConfigError, SourceError
 from everfresh.tasks.ingest import freeze, ingest
 from everfresh.tasks.ledger import stream
@@ -343,3 +344,11 @@ def test_check_tells_labels_that_no_class_has(tmp_path: Path) -> None:
     (line,) = [line for line in check(pipeline(tmp_path)) if line.name == "classes"]
     assert not line.passed
     assert "labels must be among model.classes, got none that is (0 of 2 classes; not in model.classes" in line.words
+
+
+def test_the_schema_takes_bare_names_and_categories_as_the_file_does() -> None:
+    features = {"features": ["load", {"name": "site", "categories": ["north"]}], "architecture": "a.b:c", "classes": ["x", "y"]}
+    schema = json.loads(json_schema())
+    raw = {"name": "p", "store": "s", "source": {"kind": "rows", "paths": ["in"], "label_column": "y"}, "model": features}
+    Draft202012Validator(schema).validate(raw)
+    assert [f.name for f in parse_config({**raw, "policy": {"bootstrap": "pretrained"}}).model.features] == ["load", "site"]

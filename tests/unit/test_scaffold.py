@@ -11,14 +11,19 @@ import yaml
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
-from everfresh.flows.scaffold import EXAMPLE, SCHEMA, write_pipeline
+from everfresh.flows.scaffold import EXAMPLE, ROWS_EXAMPLE, SCHEMA, write_pipeline
 from everfresh.tasks.config import PipelineConfig, load_config
 from everfresh.tasks.errors import ConfigError
 
 
+@pytest.fixture(params=["pictures", "rows"])
+def example(request: pytest.FixtureRequest) -> PipelineConfig:
+    return ROWS_EXAMPLE if request.param == "rows" else EXAMPLE
+
+
 @pytest.fixture
-def written(tmp_path: Path) -> Path:
-    return write_pipeline(tmp_path / "pipeline.yaml")[0]
+def written(tmp_path: Path, example: PipelineConfig) -> Path:
+    return write_pipeline(tmp_path / "pipeline.yaml", rows=example is ROWS_EXAMPLE)[0]
 
 
 def descriptions(model: BaseModel) -> Iterator[str]:
@@ -32,18 +37,19 @@ def descriptions(model: BaseModel) -> Iterator[str]:
                 yield from descriptions(item)
 
 
-def test_the_file_holds_exactly_the_defaults(written: Path) -> None:
+def test_the_file_holds_exactly_the_defaults(written: Path, example: PipelineConfig) -> None:
+    inbox = str(written.parent / "inbox")
+    place = {"paths": [inbox]} if example is ROWS_EXAMPLE else {"path": inbox}
     expected = PipelineConfig.model_validate(
-        EXAMPLE.model_dump() | {"store": str(written.parent / "store")}
-        | {"source": EXAMPLE.source.model_dump() | {"path": str(written.parent / "inbox")}}
-    )  # fmt: skip
+        example.model_dump() | {"store": str(written.parent / "store"), "source": example.source.model_dump() | place}
+    )
     assert load_config(written) == expected
 
 
-def test_every_field_is_explained(written: Path) -> None:
+def test_every_field_is_explained(written: Path, example: PipelineConfig) -> None:
     lines = written.read_text("utf-8").splitlines()
     words = " ".join(line.strip().removeprefix("#").strip() for line in lines if line.lstrip().startswith("#"))
-    for description in descriptions(EXAMPLE):
+    for description in descriptions(example):
         assert description
         assert description in words
 
