@@ -27,6 +27,7 @@ from everfresh.tasks.rows import Row, Tables
 from everfresh.tasks.sources import Source, SourceFile
 from everfresh.tasks.store import pipeline_store
 from everfresh.tasks.store.prove import proofs
+from everfresh.tasks.targets import Targets
 
 LOOKED_AT = 20
 """Files of the source that are read and decoded."""
@@ -157,7 +158,7 @@ def _files(config: PipelineConfig, source: Source, files: list[SourceFile]) -> s
 
 
 def _classes(config: PipelineConfig, source: Source, files: list[SourceFile]) -> str:
-    """Whether labels are classes of the model; a file has the label that ingest gives it."""
+    """Whether labels are what the model is asked for; a file has the label that ingest gives it."""
     annotations, found = source.annotations(), ""
     if isinstance(config.source.labels, ParentFolder):
         annotations = {file.key: _annotation(file, config) for file in files}
@@ -169,18 +170,22 @@ def _classes(config: PipelineConfig, source: Source, files: list[SourceFile]) ->
     found += _known(config, Counter(a.label for a in annotations.values() if a.label is not None), found)
     if unusable := [f"{key} {a.reason}" for key, a in annotations.items() if isinstance(a, Unusable)]:
         found += f"; {len(unusable)} would go into quarantine: {unusable[0]}"
+    if len(unusable) == len(annotations) and unusable and config.model.task != "single_label":
+        raise SourceError(f"source: labels must be those of model.task {config.model.task}, got none that is ({found}).")
     return found
 
 
 def _known(config: PipelineConfig, labels: Counter[str], before: str = "") -> str:
-    """Which labels are classes of the model.
+    """Which labels the model can be trained on.
 
     Raises:
         SourceError: there are labels, and none is; `before` is told too.
     """
-    unknown = sorted(set(labels) - set(config.model.classes))
+    targets = Targets.wanted(config.model)
+    unknown = sorted(label for label in labels if label not in targets)
     known = len(labels) - len(unknown)
-    found = f"{known} of {len(config.model.classes)} classes" if labels else "no label is there yet"
+    what = f"{known} of {len(targets.names)} classes" if targets.task == "single_label" else f"{known} different labels"
+    found = what if labels else "no label is there yet"
     if unknown:
         found += f"; not in model.classes, will wait as pending: {', '.join(unknown[:8])}"
     if labels and not known:

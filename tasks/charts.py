@@ -1,4 +1,4 @@
-"""Pictures of how models do: confusion matrices and the timeline. Read at 900 px, told apart by colour-blind eyes.
+"""Pictures of how models do: confusions, classes, values and the timeline. Read at 900 px, told apart by colour-blind eyes.
 
 Drawn on figures of their own, never through pyplot's global state, so that threads may draw at the same time.
 Colours are Okabe and Ito's (jfly.uni-koeln.de/color).
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import base64
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from everfresh.tasks.targets import Targets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, RED, GREY, INK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8A8A8A", "#222222"
 WIDTH = 900
+MOST_BARS = 40
 DPI = 100
 _BANDS = ("#F3F3F3", "#FBF0DC", "#E3F0F8", "#E3F3EC", "#F8E9F1", "#FBFBE0")
 
@@ -139,6 +143,80 @@ def _confusion(axes: Axes, counts: np.ndarray, names: list[str], title: str, *, 
     axes.grid(which="minor", color="#DDDDDD", linewidth=0.6)
     axes.tick_params(which="minor", length=0)
     axes.spines[:].set_color("#BBBBBB")
+
+
+def classes_picture(
+    champion: Mapping[str, Mapping[str, float]] | None, challenger: Mapping[str, Mapping[str, float]], path: Path
+) -> Path:
+    """F1 of each class of a set, of both models on the same samples.
+
+    Args:
+        champion: scores by class; None for a first model, which stands alone.
+        challenger: likewise; of many classes the `MOST_BARS` with the most samples are shown.
+        path: the PNG to write.
+    """
+    shown = sorted(challenger, key=lambda name: -challenger[name]["samples"])[:MOST_BARS]
+    names = [f"{plain(name, 20)} ({challenger[name]['samples']:.0f})" for name in shown]
+    left, top, low = 60 + 7 * max(map(len, names), default=1), 60, 46
+    height = top + low + 34 * max(1, len(shown))
+    drawn = figure(height)
+    axes = drawn.add_axes((left / WIDTH, low / height, (WIDTH - left - 24) / WIDTH, (height - top - low) / height))
+    y, sides = np.arange(len(shown)), [("challenger" if champion is not None else "first model", challenger, BLUE)]
+    sides = [("champion now", champion, GREY), *sides] if champion is not None else sides
+    for place, (title, scores, colour) in enumerate(sides):
+        at = y + (place - (len(sides) - 1) / 2) * 0.38
+        axes.barh(at, [scores[n]["f1"] * 100 if n in scores else 0 for n in shown], 0.36, color=colour, label=title)
+    axes.set_yticks(y, names, size=10)
+    axes.set_ylim(max(len(shown), 1) - 0.4, -0.6)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("F1, %; in brackets the samples that have the class", size=10)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    return save(drawn, path)
+
+
+def values_picture(
+    champion: NDArray[Any] | None, challenger: NDArray[Any], truth: NDArray[Any], targets: Targets, path: Path
+) -> Path:
+    """What each model says against what the label says, side by side, a row a target; right answers lie in the band.
+
+    Args:
+        champion: predictions (N, T); None for a first model, which stands alone.
+        challenger: likewise, on the same samples.
+        truth: values of the labels (N, T).
+        targets: their names, and how far off a right answer may be.
+        path: the PNG to write.
+    """
+    shown = [("champion now", champion), ("challenger", challenger)] if champion is not None else [("first model", challenger)]
+    side, count = WIDTH // 2, len(targets.names)
+    width, height = side * len(shown), side * count
+    drawn = figure(height, width)
+    for row, name in enumerate(targets.names):
+        true = truth[:, row].astype(float)
+        each = [np.asarray(said, dtype=float)[:, row] for _, said in shown if said is not None]
+        pooled = np.concatenate([true, *each, np.zeros(0 if len(true) else 1)])
+        low, high = float(pooled.min()), float(pooled.max())
+        edge = max((high - low) * 0.05, targets.tolerance)
+        ends = np.array([low - edge, high + edge])
+        for place, said in enumerate(each):
+            box = (
+                (place * side + 70) / width,
+                1 - ((row + 1) * side - 60) / height,
+                (side - 90) / width,
+                (side - 110) / height,
+            )
+            axes = drawn.add_axes(box)
+            axes.fill_between(ends, ends - targets.tolerance, ends + targets.tolerance, color=BLUE, alpha=0.15, linewidth=0)
+            near = np.abs(said - true) <= targets.tolerance
+            axes.scatter(true, said, s=14, c=np.where(near, BLUE, ORANGE), linewidths=0)
+            axes.set_xlim(*ends)
+            axes.set_ylim(*ends)
+            share = f"{near.mean():.0%} within {targets.tolerance:g}" if len(true) else "no sample"
+            axes.set_title(f"{shown[place][0]}: {plain(name, 16)}, {share}", size=11.5, weight="bold", color=INK)
+            axes.set_xlabel("the label says", size=10)
+            axes.set_ylabel("the model says", size=10)
+            axes.spines[["top", "right"]].set_visible(False)
+    return save(drawn, path)
 
 
 def timeline_picture(rows: Sequence[TimelinePoint], path: Path, title: str) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor
 
-from everfresh.tasks.charts import confusion_picture
+from everfresh.tasks.charts import classes_picture, confusion_picture, values_picture
 from everfresh.tasks.config import BetterGate, FloorGate, Gate, NoWorseGate, PipelineConfig
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import ObjectMissing
@@ -35,6 +36,7 @@ from everfresh.tasks.records import (
     digest_of,
 )
 from everfresh.tasks.store import Store, scratch
+from everfresh.tasks.targets import Targets
 from everfresh.tasks.trust import judge_labels, suspicion
 from everfresh.tasks.views import View, seeded_choice
 
@@ -45,19 +47,21 @@ NO_HOLDOUT = "holdout: the window has no labelled hold-out sample, so nothing is
 class Judged:
     """What two models said of the same samples."""
 
-    labels: NDArray[np.int64]
-    """(N,) class numbers."""
+    labels: NDArray[Any]
+    """(N, …) as `Targets.encode` makes them."""
     challenger: Tensor
-    """(N, C) scores."""
+    """(N, K) scores."""
     champion: Tensor | None
     shared: NDArray[np.bool_]
-    """(N,) whether both models know the label's class."""
+    """(N,) whether both models know the label's classes."""
+    targets: Targets
+    """What the challenger is asked for; the champion is judged by it too."""
 
     def pairs(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Of the shared samples: 1 where the challenger is right, 1 where the champion is."""
         if self.champion is None:
             raise ValueError("there is no champion to pair with")
-        ours, theirs = (s.argmax(dim=1).numpy() == self.labels for s in (self.challenger, self.champion))
+        ours, theirs = (self.targets.right(s.numpy(), self.labels) for s in (self.challenger, self.champion))
         return ours[self.shared].astype(np.float64), theirs[self.shared].astype(np.float64)
 
 
@@ -90,7 +94,6 @@ def evaluate(
     )  # fmt: skip
     if (known := find(store, f"evaluations/{key}/record.json", Evaluation)) is not None:
         return known
-    classes = candidate.spec.classes
     ours = Embedder.open(store, candidate.spec, candidate.weights, code=config.model.architecture)
     theirs = (
         Embedder.open(store, champion.spec, champion.files["model.safetensors"], code=config.model.architecture)
@@ -99,7 +102,7 @@ def evaluate(
     )
     window = _judge(ours, theirs, [View(store, tick.view)], 10**9)
     earlier = _judge(ours, theirs, [View(store, v) for v in bank], config.window.bank_max_samples)
-    here, there = compare(window, classes, key), compare(earlier, classes, key) if len(earlier.labels) else None
+    here, there = compare(window, key), compare(earlier, key) if len(earlier.labels) else None
     verdicts = [judge(gate, window, here, earlier, there) for gate in config.gates]
     seen = here.challenger.accuracy if len(window.labels) else None
     trust = judge_labels(View(store, tick.view).window, drift, seen, vouched=tick.trust_labels)
@@ -120,19 +123,19 @@ def evaluate(
         verdicts=tuple(verdicts),
         trust=trust,
         passed=all(v.passed for v in verdicts),
-        files=_pictures(store, f"evaluations/{key}", here, classes),
+        files=_pictures(store, f"evaluations/{key}", here, window),
     )
     return settle(store, f"evaluations/{key}/record.json", evaluation)
 
 
-def compare(judged: Judged, classes: Sequence[str], seed: str) -> Comparison:
+def compare(judged: Judged, seed: str) -> Comparison:
     """Scores of both models, and the paired difference of accuracy with its 95 % bootstrap interval."""
-    challenger = score(judged.challenger, judged.labels, classes)
+    challenger = score(judged.challenger, judged.labels, judged.targets)
     if judged.champion is None:
         return Comparison(challenger=challenger, champion=None, gain=None)
     return Comparison(
         challenger=challenger,
-        champion=score(judged.champion, judged.labels, classes),
+        champion=score(judged.champion, judged.labels, judged.targets),
         gain=paired_gain(*judged.pairs(), 0.95, seed),
     )
 
@@ -151,14 +154,23 @@ def judge(gate: Gate, window: Judged, here: Comparison, earlier: Judged, there: 
 def _floor(gate: FloorGate, on: Comparison | None) -> Verdict:
     if on is None:
         return Verdict(gate="floor", passed=True, numbers={}, words="floor: there is no earlier hold-out yet")
-    value = float(getattr(on.challenger, gate.metric))
-    passed = on.challenger.samples > 0 and value >= gate.minimum
+    value, samples = on.challenger.get(gate.metric), on.challenger.samples
+    if gate.maximum is not None:
+        reached = value <= gate.maximum
+        sign = "≤" if reached else ">"
+        return Verdict(
+            gate="floor",
+            passed=samples > 0 and reached,
+            numbers={"value": value, "maximum": gate.maximum, "samples": float(samples)},
+            words=f"floor: {gate.metric} {value:.4g} {sign} {gate.maximum:g} on {samples} {gate.scope} samples",
+        )
+    passed = samples > 0 and value >= gate.minimum
     sign = "≥" if value >= gate.minimum else "<"
     return Verdict(
         gate="floor",
         passed=passed,
-        numbers={"value": value, "minimum": gate.minimum, "samples": float(on.challenger.samples)},
-        words=f"floor: {gate.metric} {value:.1%} {sign} {gate.minimum:.1%} on {on.challenger.samples} {gate.scope} samples",
+        numbers={"value": value, "minimum": gate.minimum, "samples": float(samples)},
+        words=f"floor: {gate.metric} {value:.1%} {sign} {gate.minimum:.1%} on {samples} {gate.scope} samples",
     )
 
 
@@ -212,25 +224,27 @@ def _alias_verdicts(move: AliasMove, candidate: Candidate) -> list[Verdict]:
 
 def _judge(ours: Embedder, theirs: Embedder | None, views: Sequence[View], most: int) -> Judged:
     """Both models on the hold-outs of some views, at most `most` samples in all, drawn by a seed."""
-    classes = ours.spec.classes
-    picks = [(view, row) for view in views for row in view.rows("holdout", classes)]
+    targets = Targets.of(ours.spec)
+    picks = [(view, row) for view in views for row in view.rows("holdout", targets)]
     chosen = seeded_choice(len(picks), most, "bank", [v.window.view for v in views])
     rows: dict[str, list[int]] = {}
     for index in chosen:
         view, row = picks[int(index)]
         rows.setdefault(view.window.view, []).append(int(row))
-    labels, challenger, champion = [], [torch.zeros(0, len(classes))], [torch.zeros(0, len(classes))]
+    none = torch.zeros(0, len(targets.names))
+    labels, challenger, champion = [targets.encode([])], [none], [none]
     for view in views:
         wanted = np.array(rows.get(view.window.view, []), dtype=np.int64)
-        labels += [classes.index(view.samples[int(r)].label or "") for r in wanted]
+        labels.append(targets.encode([view.samples[int(r)].label for r in wanted]))
         challenger.append(ours.scores(view, wanted)[1])
         if theirs is not None:
-            champion.append(_in_order(theirs.scores(view, wanted)[1], theirs.spec.classes, classes))
-    numbers = np.array(labels, dtype=np.int64)
+            champion.append(_in_order(theirs.scores(view, wanted)[1], theirs.spec.classes, targets.names))
+    truth = np.concatenate(labels)
     if theirs is None:
-        return Judged(numbers, torch.cat(challenger), None, np.ones(len(numbers), dtype=bool))
-    known = [i for i, name in enumerate(classes) if name in theirs.spec.classes]
-    return Judged(numbers, torch.cat(challenger), torch.cat(champion), np.isin(numbers, known))
+        return Judged(truth, torch.cat(challenger), None, np.ones(len(truth), dtype=bool), targets)
+    known = np.array([name in theirs.spec.classes for name in targets.names])
+    shared = np.asarray(known[truth] if truth.ndim == 1 else ~(truth[:, ~known] > 0).any(axis=1))
+    return Judged(truth, torch.cat(challenger), torch.cat(champion), shared, targets)
 
 
 def _in_order(scores: Tensor, have: Sequence[str], want: Sequence[str]) -> Tensor:
@@ -242,8 +256,21 @@ def _in_order(scores: Tensor, have: Sequence[str], want: Sequence[str]) -> Tenso
     return torch.cat(columns, dim=1)
 
 
-def _pictures(store: Store, folder: str, here: Comparison, classes: Sequence[str]) -> dict[str, Part]:
+def _pictures(store: Store, folder: str, here: Comparison, window: Judged) -> dict[str, Part]:
+    """How both models do on the window's hold-out: confusions, F1 by class of sets, or values against the labels'."""
+    targets = window.targets
     with scratch() as temporary:
-        path = temporary / "confusion.png"
-        confusion_picture(here.champion.confusion if here.champion else None, here.challenger.confusion, classes, path)
-        return {"confusion.png": store.keep_file(f"{attempt_folder(folder)}/confusion.png", path)}
+        match targets.task:
+            case "single_label":
+                path = temporary / "confusion.png"
+                confusion_picture(
+                    here.champion.confusion if here.champion else None, here.challenger.confusion, targets.names, path
+                )
+            case "multi_label":
+                path = temporary / "classes.png"
+                classes_picture(here.champion.per_class if here.champion else None, here.challenger.per_class, path)
+            case "regression":
+                path = temporary / "values.png"
+                before = None if window.champion is None else window.champion.numpy()
+                values_picture(before, window.challenger.numpy(), window.labels, targets, path)
+        return {path.name: store.keep_file(f"{attempt_folder(folder)}/{path.name}", path)}

@@ -30,6 +30,7 @@ from everfresh.tasks.progress import bar
 from everfresh.tasks.records import Cursor, Split, StreamEntry, Window, digest_of
 from everfresh.tasks.sources import Source, SourceFile
 from everfresh.tasks.store import Store, scratch
+from everfresh.tasks.targets import Targets
 from everfresh.tasks.views import ViewWriter, split_of
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
             )  # fmt: skip
         if alike := writer.part_crowds(partial(_split, config=config)):
             log.warning("%d pictures look alike, as a fixed camera's do: only identical ones share a split", alike)
-        window = writer.commit(store, config.model.classes)
+        window = writer.commit(store, Targets.wanted(config.model))
         seen.update((f.key, f.version) for f in taken)
         left = {f.archive_key for f in set(waiting) - set(taken)}  # an archive of which nothing is left is not opened again
         seen.update((f"{f.archive_key}/", f.archive_version) for f in taken if f.archive_key and f.archive_key not in left)
@@ -100,7 +101,7 @@ def _ingest_rows(store: Store, config: PipelineConfig, head: StreamEntry | None,
     chosen = tables.chosen(waiting, config.window.max_samples)
     with scratch() as folder, ViewWriter(folder) as writer:
         _take_rows(writer, tables, chosen, config)
-        window = writer.commit(store, config.model.classes, noisy=True)
+        window = writer.commit(store, Targets.wanted(config.model), noisy=True)
         listing = tables.listing if sum(len(rows) for _, rows in chosen) == left else ""
         seen = seen_after(seen, waiting, chosen)
         return _append(store, head, window, _cursor(store, config, window.view, seen, listing, folder))
@@ -149,7 +150,8 @@ def _append(store: Store, head: StreamEntry | None, window: Window, cursor: Curs
 def freeze(store: Store, config: PipelineConfig, folder: str) -> Window:
     """Make one view of a labelled folder outside the stream: samples that an adopted model never learnt from.
 
-    Every sample is hold-out; labels are the names of the parent folders, or stand in the rows of a table.
+    Every sample is hold-out; labels are the names of the parent folders, or stand in the rows of a table. Those that no folder
+    can be named by, sets and values, stand in a table beside the pictures wherever the pipeline's own do.
 
     Raises:
         SourceError: the folder cannot be listed.
@@ -157,14 +159,16 @@ def freeze(store: Store, config: PipelineConfig, folder: str) -> Window:
     window = config.window.model_copy(update={"holdout_fraction": 1.0})
     if isinstance(config.source, TableRows):
         return _freeze_rows(store, config.model_copy(update={"window": window}), config.source, folder)
-    source_config = ImageFolder(path=folder, labels=ParentFolder())
+    beside = config.source.labels if config.model.task != "single_label" else None
+    source_config = ImageFolder(path=folder, labels=beside if isinstance(beside, Sidecar) else ParentFolder())
     config = config.model_copy(update={"source": source_config, "window": window})
     source = Source(config)
+    annotations = source.annotations()
     with scratch() as temporary, ViewWriter(temporary) as writer:
         for file in bar(list(source.files(set())), "reference"):
-            _take(writer, source, file, {}, config)
+            _take(writer, source, file, annotations, config)
         writer.part_crowds(partial(_split, config=config))
-        return writer.commit(store, config.model.classes)
+        return writer.commit(store, Targets.wanted(config.model))
 
 
 def _freeze_rows(store: Store, config: PipelineConfig, source: TableRows, path: str) -> Window:
@@ -174,7 +178,7 @@ def _freeze_rows(store: Store, config: PipelineConfig, source: TableRows, path: 
     with scratch() as temporary:
         with ViewWriter(temporary) as writer:
             _take_rows(writer, tables, tables.waiting(set()), config)
-        return writer.commit(store, config.model.classes, noisy=True)
+        return writer.commit(store, Targets.wanted(config.model), noisy=True)
 
 
 def _take(
@@ -223,10 +227,11 @@ def annotation_of(file: SourceFile, annotations: Mapping[str, Annotation], confi
     """What is known of a file, from the folder it stands in or from its row in the label table.
 
     Raises:
-        DataError: the folder's name is no label, or the row cannot be used.
+        DataError: the folder's name is no label, or the row cannot be used, or the label is none of the task's.
     """
     if isinstance(config.source.labels, ParentFolder):
-        return Annotation(label=name_in(_parent(file.key.removeprefix(f"{file.archive_key}/"))))
+        label = name_in(_parent(file.key.removeprefix(f"{file.archive_key}/")))
+        return Annotation(label=None if label is None else Targets.wanted(config.model).canonical(label))
     annotation = annotations.get(file.key, Annotation())
     if isinstance(annotation, Unusable):
         raise DataError(annotation.reason)

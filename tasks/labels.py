@@ -20,6 +20,7 @@ from zoneinfo import ZoneInfo
 from everfresh.tasks.config import Sidecar
 from everfresh.tasks.errors import DataError, ObjectMissing, SourceError
 from everfresh.tasks.store import Store
+from everfresh.tasks.targets import MAX_LABEL, Targets
 
 MAX_NAME = 200
 """Characters of a label or of a slice; what is longer is no name but the contents of some other column."""
@@ -45,21 +46,24 @@ class Unusable(Annotation):
     reason: str = ""
 
 
-def name_in(value: Any) -> str | None:
+def name_in(value: Any, longest: int = MAX_NAME) -> str | None:
     """A label or a slice: white space trimmed and collapsed, None if nothing is left, or of a number that is none (NaN).
+
+    A list becomes one of JSON.
 
     Raises:
         DataError: too long or with characters that no name has.
     """
+    value = json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list) else value
     text = "" if value is None or value != value else re.sub(r"\s+", " ", str(value)).strip()
-    if len(text) > MAX_NAME:
-        raise DataError(f"has a label or slice of {len(text):,} characters, more than {MAX_NAME}: {text[:40]!r}…")
+    if len(text) > longest:
+        raise DataError(f"has a label or slice of {len(text):,} characters, more than {longest}: {text[:40]!r}…")
     if UNFIT.search(text):
         raise DataError(f"has a label or slice with control characters, {text[:40]!r}")
     return text or None
 
 
-def read_table(store: Store, sidecar: Sidecar, timezone: str | None) -> dict[str, Annotation]:
+def read_table(store: Store, sidecar: Sidecar, timezone: str | None, targets: Targets) -> dict[str, Annotation]:
     """What the table says of each key.
 
     Raises:
@@ -87,7 +91,7 @@ def read_table(store: Store, sidecar: Sidecar, timezone: str | None) -> dict[str
                 f"source.labels: row {number} of {sidecar.path} must name a file, got none. Fill {sidecar.key_column}."
             )
         key = str(row[sidecar.key_column])
-        annotation = annotation_in(row, sidecar, timezone)
+        annotation = annotation_in(row, sidecar, timezone, targets)
         if annotations.setdefault(key, annotation) != annotation:
             annotations[key] = Unusable(reason=f"has two different rows in {sidecar.path}")
     return annotations
@@ -150,15 +154,22 @@ def _parquet(data: bytes) -> tuple[Sequence[str], Sequence[Row]]:
     return table.column_names, table.to_pylist() if distinct else []
 
 
-def annotation_in(row: Row, sidecar: Sidecar, timezone: str | None) -> Annotation:
-    """What a row says; :class:`Unusable` if it cannot be used."""
+def annotation_in(row: Row, sidecar: Sidecar, timezone: str | None, targets: Targets) -> Annotation:
+    """What a row says, its label as `targets` write it; :class:`Unusable` if it cannot be used."""
     try:
-        label = name_in(row.get(sidecar.label_column))
+        label = _label(row.get(sidecar.label_column), targets)
         slices = {c: text for c in sidecar.slice_columns if (text := name_in(row.get(c))) is not None}
         raw = row.get(sidecar.timestamp_column) if sidecar.timestamp_column else None
         return Annotation(label, moment_of(raw, timezone) if raw else None, slices)
     except DataError as error:
         return Unusable(reason=str(error))
+
+
+def _label(value: Any, targets: Targets) -> str | None:
+    if targets.task == "regression" and value != value:
+        raise DataError("has NaN as its label, which is no number; the cell of a sample without a label is empty")
+    text = name_in(value, MAX_NAME if targets.task == "single_label" else MAX_LABEL)
+    return None if text is None else targets.canonical(text)
 
 
 def moment_of(raw: Any, timezone: str | None) -> datetime:

@@ -1,22 +1,34 @@
-"""Scores of class predictions, and paired differences between two models."""
+"""Scores of predictions by task, and paired differences between two models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, precision_recall_fscore_support, r2_score
 from torch import Tensor
 
 from everfresh.tasks.records import Interval, Scores, digest_of
+from everfresh.tasks.targets import Targets
 
 RESAMPLES = 2_000
 
 
-def score(scores: Tensor, labels: NDArray[np.int64], classes: Sequence[str]) -> Scores:
-    """Accuracy, loss, and precision, recall and F1 by class, of class scores (N, C) against labels (N,)."""
+def score(scores: Tensor, truth: NDArray[Any], targets: Targets) -> Scores:
+    """Accuracy, loss and what else the task is measured by, of a model's scores (N, K) against encoded labels (N, …)."""
+    match targets.task:
+        case "single_label":
+            return _of_classes(scores, truth, targets.names)
+        case "multi_label":
+            return _of_sets(scores, truth, targets)
+        case "regression":
+            return _of_values(scores.double().numpy(), truth.astype(np.float64), targets)
+
+
+def _of_classes(scores: Tensor, labels: NDArray[np.int64], classes: Sequence[str]) -> Scores:
     if not len(labels):
         empty = tuple((0,) * len(classes) for _ in classes)
         return Scores(samples=0, accuracy=0, loss=0, precision=0, recall=0, f1=0, per_class={}, confusion=empty)
@@ -32,17 +44,68 @@ def score(scores: Tensor, labels: NDArray[np.int64], classes: Sequence[str]) -> 
         precision=float(precision[occurs].mean()),
         recall=float(recall[occurs].mean()),
         f1=float(f1[occurs].mean()),
-        per_class={
-            name: {
-                "precision": float(precision[i]),
-                "recall": float(recall[i]),
-                "f1": float(f1[i]),
-                "samples": float(support[i]),
-            }
-            for i, name in enumerate(classes)
-        },
+        per_class=_by_class(classes, precision, recall, f1, support),
         confusion=tuple(tuple(int(n) for n in row) for row in confusion_matrix(labels, predicted, labels=numbers)),
     )
+
+
+def _of_sets(scores: Tensor, truth: NDArray[np.float32], targets: Targets) -> Scores:
+    """Of sets of classes: macro averages over the classes that occur, and over all decisions at once.
+
+    ``hamming_accuracy`` is the share of right decisions; ``mean_average_precision`` the area under precision over recall,
+    averaged over the classes that occur.
+    """
+    if not len(truth):
+        return Scores(samples=0, accuracy=0, loss=0, precision=0, recall=0, f1=0, per_class={})
+    there, said = truth > 0.5, (scores > 0).numpy()
+    precision, recall, f1, support = (
+        np.asarray(p) for p in precision_recall_fscore_support(there, said, average=None, zero_division=0.0)
+    )
+    occurs = support > 0
+    ranked = scores.double().numpy()
+    areas = [float(average_precision_score(there[:, i], ranked[:, i])) for i in np.flatnonzero(occurs)]
+    return Scores(
+        samples=len(truth),
+        accuracy=float(targets.right(scores.numpy(), truth).mean()),
+        loss=float(torch.nn.functional.binary_cross_entropy_with_logits(scores, torch.from_numpy(truth))),
+        precision=_mean(precision[occurs]),
+        recall=_mean(recall[occurs]),
+        f1=_mean(f1[occurs]),
+        per_class=_by_class(targets.names, precision, recall, f1, support),
+        metrics={
+            "micro_f1": float(f1_score(there, said, average="micro", zero_division=0.0)),
+            "hamming_accuracy": float((there == said).mean()),
+            "mean_average_precision": _mean(np.array(areas)),
+        },
+    )
+
+
+def _of_values(said: NDArray[np.float64], truth: NDArray[np.float64], targets: Targets) -> Scores:
+    """Of values: errors in units, averaged over the targets; ``r2`` is the share of the variance that is explained."""
+    if not len(truth):
+        return Scores(samples=0, accuracy=0, loss=0, per_class={}, metrics={"mae": 0.0, "rmse": 0.0, "r2": 0.0})
+    error = said - truth  # (N, T)
+    mae, rmse = np.abs(error).mean(axis=0), np.sqrt((error**2).mean(axis=0))
+    each = [float(r2_score(truth[:, i], said[:, i])) if len(truth) > 1 else 0.0 for i in range(truth.shape[1])]
+    return Scores(
+        samples=len(truth),
+        accuracy=float(targets.right(said, truth).mean()),
+        loss=float((error**2).mean()),
+        per_class={
+            name: {"mae": float(mae[i]), "rmse": float(rmse[i]), "r2": each[i], "samples": float(len(truth))}
+            for i, name in enumerate(targets.names)
+        },
+        metrics={"mae": float(mae.mean()), "rmse": float(rmse.mean()), "r2": float(np.mean(each))},
+    )
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if len(values) else 0.0
+
+
+def _by_class(names: Sequence[str], *columns: NDArray[np.float64]) -> dict[str, dict[str, float]]:
+    keys = ("precision", "recall", "f1", "samples")
+    return {name: {k: float(c[i]) for k, c in zip(keys, columns, strict=True)} for i, name in enumerate(names)}
 
 
 def paired_gain(challenger: NDArray[np.float64], champion: NDArray[np.float64], confidence: float, seed: str) -> Interval:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
@@ -50,9 +50,9 @@ def start(config: ModelConfig, seed: int, s3: S3Config | None = None) -> tuple[n
     if config.weights is not None and is_path(config.weights):
         module, spec = _from_state(config, read_state(config.weights, s3), seed)
     elif config.weights is not None:
-        module, spec = _with_head(published(config.architecture, config.weights, len(config.classes)), config, seed)
+        module, spec = _with_head(published(config.architecture, config.weights, len(config.outputs)), config, seed)
     else:
-        module, spec = _with_head(build(config.architecture, len(config.classes), _inputs(config)), config, seed)
+        module, spec = _with_head(build(config.architecture, len(config.outputs), _inputs(config)), config, seed)
     _check_head(module, spec)
     return module, spec
 
@@ -273,13 +273,15 @@ def _replace_head(module: nn.Module, path: str, width: int, classes: int, seed: 
 def _spec(config: ModelConfig, head: str, width: int, *, native: bool) -> ModelSpec:
     return ModelSpec(
         architecture=config.architecture,
-        classes=config.classes,
+        classes=config.outputs,
         head=head,
         native_head=native,
         embedding_dim=width,
         image_size=config.image_size,
         mean=config.mean,
         std=config.std,
+        task=config.task,
+        tolerance=config.tolerance or 0.0,
         features=tuple(
             Feature(
                 name=c.name,
@@ -299,16 +301,16 @@ def _inputs(config: ModelConfig) -> int:
 
 def _with_head(module: nn.Module, config: ModelConfig, seed: int) -> tuple[nn.Module, ModelSpec]:
     path, width, outputs, convolution = _find_head(module)
-    if convolution or outputs != len(config.classes):
+    if convolution or outputs != len(config.outputs):
         pooled = convolution or _is_pooled(module.get_submodule(path))
-        _replace_head(module, path, width, len(config.classes), seed, pooled=pooled)
+        _replace_head(module, path, width, len(config.outputs), seed, pooled=pooled)
     return module, _spec(config, path, width, native=False)
 
 
 def _from_state(
     config: ModelConfig, state: dict[str, Tensor], seed: int, *, keep_head: bool = False
 ) -> tuple[nn.Module, ModelSpec]:
-    plain = build(config.architecture, len(config.classes), _inputs(config))
+    plain = build(config.architecture, len(config.outputs), _inputs(config))
     path, width, _, convolution = _find_head(plain)
     candidate = state.get(f"{path}.2.weight")
     ours = (
@@ -321,10 +323,10 @@ def _from_state(
     if weight is None:
         raise ModelError(f"model.weights do not fit model.architecture {config.architecture}: no head at {path!r}. {REMEDY}")
     outputs = weight.shape[0]
-    if keep_head and outputs != len(config.classes):
+    if keep_head and outputs != len(config.outputs):
         raise ModelError(
-            f"model.classes must be the {outputs} outputs of the weights, in their order, got {len(config.classes)} names. "
-            "List all of them."
+            f"model.{'targets' if config.task == 'regression' else 'classes'} must be the {outputs} outputs of the weights, in "
+            f"their order, got {len(config.outputs)} names. List all of them."
         )
     module = build(config.architecture, outputs, _inputs(config))
     if ours:
@@ -347,9 +349,3 @@ def _build(spec: ModelSpec) -> nn.Module:
 def parameters(module: nn.Module) -> int:
     """Number of weights."""
     return sum(math.prod(p.shape) for p in module.parameters())
-
-
-def class_index(labels: Sequence[str | None], classes: Sequence[str]) -> Tensor:
-    """Labels as class numbers (N,), -1 where there is none or an unknown one."""
-    number = {name: i for i, name in enumerate(classes)}
-    return torch.tensor([number.get(label, -1) if label is not None else -1 for label in labels], dtype=torch.long)

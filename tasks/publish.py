@@ -37,6 +37,7 @@ from everfresh.tasks.records import (
     digest_of,
 )
 from everfresh.tasks.store import Store, file_digest, scratch
+from everfresh.tasks.targets import Targets
 from everfresh.tasks.views import View
 
 
@@ -118,7 +119,8 @@ def adopt(store: Store, config: PipelineConfig, weights: str, window: Window) ->
             "Use another name or store, or roll back to the version you want."
         )
     view = View(store, window.view)
-    rows = view.rows("holdout", config.model.classes)
+    targets = Targets.wanted(config.model)
+    rows = view.rows("holdout", targets)
     if not len(rows):
         raise DataError(
             f"adopt: the reference must hold some labelled with model.classes, got {window.samples} samples with the "
@@ -131,7 +133,7 @@ def adopt(store: Store, config: PipelineConfig, weights: str, window: Window) ->
         key = digest_of("adopted", models.encoder_digest(module, spec, "fp32"), file_digest(path), window.view, spec)
         part = store.keep_file(f"releases/{key}/model.safetensors", path)
     _, scores = Embedder.open(store, spec, part, "fp32", code=config.model.architecture).scores(view, rows)
-    labels = models.class_index([view.samples[int(r)].label for r in rows], spec.classes).numpy()
+    truth = targets.encode([view.samples[int(r)].label for r in rows])
     bank = (Banked(view=window.view, seq=0, regime="adopted", labelled=window.labelled),)
     release = _settle_release(
         store,
@@ -139,10 +141,10 @@ def adopt(store: Store, config: PipelineConfig, weights: str, window: Window) ->
         key=key,
         spec=spec,
         weights=part,
-        scores={("this model", "validation samples"): score(scores, labels, spec.classes)},
+        scores={("this model", "validation samples"): score(scores, truth, targets)},
         verdicts=(),
         view=view,
-        predicted=scores.argmax(dim=1).numpy(),
+        predicted=Targets.of(spec).texts(scores.numpy()),
         bank=bank,
         lineage={"adopted": True, "reference_view": window.view},
         origin="It was trained elsewhere and adopted as it is.",
@@ -177,7 +179,7 @@ def _write_release(
         return known
     weights = store.keep_file(f"releases/{candidate.key}/model.safetensors", store.local(candidate.weights))
     view = View(store, tick.view)
-    rows = view.rows("holdout", candidate.spec.classes)
+    rows = view.rows("holdout", Targets.of(candidate.spec))
     _, scores = Embedder.open(store, candidate.spec, weights, code=config.model.architecture).scores(view, rows)
     tables = {("this model", "this window's hold-out"): evaluation.window.challenger}
     if evaluation.window.champion:
@@ -199,7 +201,7 @@ def _write_release(
         scores=tables,
         verdicts=evaluation.verdicts,
         view=view,
-        predicted=scores.argmax(dim=1).numpy(),
+        predicted=Targets.of(candidate.spec).texts(scores.numpy()),
         bank=bank,
         lineage=lineage,
         origin=(
@@ -220,7 +222,7 @@ def _settle_release(
     scores: Mapping[tuple[str, str], Scores],
     verdicts: Sequence[Verdict],
     view: View,
-    predicted: Any,
+    predicted: Sequence[str],
     bank: tuple[Banked, ...],
     lineage: Mapping[str, Any],
     origin: str,
@@ -276,7 +278,9 @@ def _consumer_config(config: PipelineConfig, spec: ModelSpec) -> dict[str, Any]:
     return {
         "pipeline": config.name,
         "architecture": spec.architecture,
-        "classes": spec.classes,
+        "task": spec.task,
+        "targets" if spec.task == "regression" else "classes": spec.classes,
+        "tolerance": spec.tolerance,
         "head": {"path": spec.head, "embedding_dim": spec.embedding_dim, "kind": models.head_kind(spec)},
         **(
             {"features": [f.model_dump(mode="json") for f in spec.features]}
@@ -286,17 +290,17 @@ def _consumer_config(config: PipelineConfig, spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _holdout(view: View, spec: ModelSpec, predicted: Any) -> str:
+def _holdout(view: View, spec: ModelSpec, predicted: Sequence[str]) -> str:
     """One line a hold-out sample: where its bytes are, its label, and what the model said."""
     lines = []
-    for row, guess in zip(view.rows("holdout", spec.classes), predicted, strict=True):
+    for row, guess in zip(view.rows("holdout", Targets.of(spec)), predicted, strict=True):
         sample = view.samples[int(row)]
         line = {
             "shard": view.shard(sample).key,
             "offset": sample.offset,
             "size": sample.size,
             "label": sample.label,
-            "predicted": spec.classes[int(guess)],
+            "predicted": guess,
         }
         lines.append(json.dumps(line) + "\n")
     return "".join(lines)
@@ -306,7 +310,11 @@ def _card(
     config: PipelineConfig, release: Release, scores: Mapping[tuple[str, str], Scores], verdicts: Sequence[Verdict], origin: str
 ) -> str:
     own = next(iter(scores.values()))
-    weakest = sorted(((v["recall"], name, int(v["samples"])) for name, v in own.per_class.items() if v["samples"]))[:3]
+    if release.spec.task == "regression":
+        weakest = [f"{name}: off by {v['mae']:.4g} in the mean of {v['samples']:.0f}" for name, v in own.per_class.items()]
+    else:
+        found = sorted((v["recall"], name, int(v["samples"])) for name, v in own.per_class.items() if v["samples"])[:3]
+        weakest = [f"{name}: {recall:.0%} of {n} found" for recall, name, n in found]
     environment = Environment(loader=PackageLoader("everfresh.tasks"), autoescape=False, keep_trailing_newline=True)  # noqa: S701 - Markdown
     return environment.get_template("card.md.j2").render(
         pipeline=config.name,
@@ -314,7 +322,7 @@ def _card(
         rows=list(scores.items()),
         verdicts=verdicts,
         origin=origin,
-        weakest="; ".join(f"{name}: {recall:.0%} of {n} found" for recall, name, n in weakest) or "no hold-out sample.",
+        weakest="; ".join(weakest) or "no hold-out sample.",
     )
 
 

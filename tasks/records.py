@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from everfresh.tasks.config import Rung, Trust
+from everfresh.tasks.config import Rung, Task, Trust
 from everfresh.tasks.errors import StoreError
 
 Split = Literal["train", "tune", "holdout"]
@@ -108,11 +108,13 @@ class Window(Record):
     splits: dict[Split, int]
     """Labelled samples of known classes, by split."""
     classes: dict[str, int]
-    """Samples by label."""
+    """Samples by label; of many different sets of classes the most frequent ones, of numbers the halves of their range."""
     pending: dict[str, int] = {}
     """Samples whose label is none of `model.classes`, by label: they wait until the class is added."""
     train_classes: dict[str, int] = {}
     """Training samples by label, known labels only."""
+    chance: Share | None = None
+    """How often one of the labels would be right for another sample; None where `classes` tell it."""
     manifest: Part
     shards: tuple[Part, ...]
     supersedes: str | None = None
@@ -442,6 +444,7 @@ class ModelSpec(Value):
 
     architecture: str
     classes: tuple[str, ...]
+    """Names of the outputs: of a regression the values."""
     head: str
     """Path of the module that turns the embedding into class scores."""
     native_head: bool
@@ -450,6 +453,9 @@ class ModelSpec(Value):
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    task: Task = "single_label"
+    tolerance: float = 0.0
+    """Wrong classes of a set, or distance in the target's units, up to which a prediction is right."""
     features: tuple[Feature, ...] = ()
     """What a row is fed as, in order; empty where samples are pictures. Size, mean and std above are then not used."""
 
@@ -526,15 +532,24 @@ class Scores(Value):
 
     samples: int
     accuracy: Share
+    """Share of right predictions."""
     loss: float
-    precision: Share
-    recall: Share
-    f1: Share
-    """Macro averages over the classes that occur."""
+    """Mean cross-entropy, binary cross-entropy of a set, or squared error of values."""
+    precision: Share | None = None
+    recall: Share | None = None
+    f1: Share | None = None
+    """Macro averages over the classes that occur; None of values."""
     per_class: dict[str, dict[str, float]]
-    """Precision, recall, f1 and samples by class."""
-    confusion: tuple[tuple[int, ...], ...]
-    """Rows are true classes, columns predicted ones, in the order of the model's classes."""
+    """Precision, recall, f1 and samples by class; error and samples by value."""
+    confusion: tuple[tuple[int, ...], ...] = ()
+    """Rows are true classes, columns predicted ones, in the order of the model's classes; empty of sets and values."""
+    metrics: dict[str, float] = {}
+    """What else the task is measured by: see `gates.floor.metric`."""
+
+    def get(self, metric: str) -> float:
+        """One score by its name in the pipeline file."""
+        found = self.metrics[metric] if metric in self.metrics else getattr(self, metric)
+        return float(found)
 
 
 class Comparison(Value):

@@ -164,6 +164,7 @@ class Tables:
             raise TypeError(config.source.kind)
         self.config, self.features, self.window = config.source, config.model.features, config.window
         self._source = Source(config)
+        self.targets = self._source.targets
         self.listing = self._source.listing
         self.other_values: Counter[str] = Counter()
         """Rows by column and value that is none of its categories, among those read so far."""
@@ -273,8 +274,10 @@ class Tables:
         said = self.config.annotations
         try:
             values = {f.name: self._value(f, cells[f.name]) for f in self.features}
-            texts = {**cells, **{c: _text(cells[c]) for c in (said.label_column, *said.slice_columns) if c}}
-            annotation = annotation_in(texts, said, self.config.timezone)
+            number = self.targets.task == "regression"  # a label that is one stays as it is, NaN too
+            names = (*([] if number else [said.label_column]), *said.slice_columns)
+            texts = {**cells, **{c: _text(cells[c]) for c in names if c}}
+            annotation = annotation_in(texts, said, self.config.timezone, self.targets)
             if isinstance(annotation, Unusable):
                 raise DataError(annotation.reason)
         except DataError as error:

@@ -16,6 +16,7 @@ from everfresh.tasks.labels import Annotation, read_table
 from everfresh.tasks.records import digest_of
 from everfresh.tasks.store import FolderStore, Listed, Store, cache_folder, open_store
 from everfresh.tasks.store.base import CHUNK, clean, make_cache
+from everfresh.tasks.targets import Targets
 
 MAX_BYTES = 256 << 20
 """A file larger than this is not read into memory but set aside."""
@@ -44,7 +45,7 @@ class Source:
     """The files of a source, listed once, and their labels."""
 
     def __init__(self, config: PipelineConfig, after: str = "") -> None:
-        self.config, self._s3 = config.source, config.s3
+        self.config, self._s3, self.targets = config.source, config.s3, Targets.wanted(config.model)
         self._after = after
         paths = (self.config.path,) if isinstance(self.config, ImageFolder) else self.config.paths
         self._stores: list[Store] = []
@@ -160,7 +161,7 @@ class Source:
         """
         if isinstance(self.config, TableRows) or not isinstance(self.config.labels, Sidecar):
             return {}
-        return read_table(self._stores[0], self.config.labels, self.config.timezone)
+        return read_table(self._stores[0], self.config.labels, self.config.timezone, self.targets)
 
 
 def _check_end(tar: tarfile.TarFile) -> None:

@@ -76,5 +76,7 @@ def suspicion(drift: DriftReport | None) -> str:
 
 def _chance(window: Window) -> float:
     """How often two labels of the window agree by chance."""
+    if window.chance is not None:
+        return window.chance
     total = sum(window.classes.values())
     return sum((n / total) ** 2 for n in window.classes.values()) if total else 1.0

@@ -11,7 +11,7 @@ import json
 import math
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -23,6 +23,7 @@ from everfresh.tasks.errors import ObjectMissing
 from everfresh.tasks.ledger import find, settle
 from everfresh.tasks.records import Part, Split, Window, digest_of
 from everfresh.tasks.store import Store, file_digest
+from everfresh.tasks.targets import Targets, bounded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -142,12 +143,12 @@ class ViewWriter:
         gone = {s.key for s in torn}
         self.samples = [s for s in self.samples if s.key not in gone]
 
-    def commit(self, store: Store, classes: Sequence[str], *, noisy: bool = False) -> Window:
+    def commit(self, store: Store, targets: Targets, *, noisy: bool = False) -> Window:
         """Write shards, manifest and quarantine, then the record that makes the view exist.
 
         Args:
             store: of the pipeline.
-            classes: that are known; samples of other labels wait.
+            targets: what is asked for; samples of other labels wait.
             noisy: equal bytes may well have different labels, as equal rows of a table do.
         """
         import pyarrow.parquet as pq
@@ -168,18 +169,19 @@ class ViewWriter:
             store.keep(f"quarantine/{view}/quarantine.jsonl", lines.encode())
         manifest = self.folder / "manifest.parquet"
         pq.write_table(_table(self.samples), manifest)
-        labels = Counter(s.label for s in self.samples if s.label is not None)
-        trained = Counter(s.label for s in self.samples if s.label is not None and s.split == "train")
-        known_labels = set(classes)
+        usable = [s for s in self.samples if s.label in targets]
+        pending = Counter(s.label for s in self.samples if s.label is not None and s.label not in targets)
+        single = targets.task == "single_label"
         window = Window(
             view=view,
             samples=len(self.samples),
             quarantined=len(self.rejected),
-            labelled=sum(labels.values()),
-            splits=dict(Counter(s.split for s in self.samples if s.label in known_labels)),
-            train_classes={c: n for c, n in sorted(trained.items()) if c in known_labels},
-            classes={c: n for c, n in sorted(labels.items()) if c in known_labels},
-            pending={c: n for c, n in sorted(labels.items()) if c not in known_labels},
+            labelled=len(usable) + pending.total(),
+            splits=dict(Counter(s.split for s in usable)),
+            train_classes=targets.counts(s.label or "" for s in usable if s.split == "train"),
+            classes=targets.counts(s.label or "" for s in usable),
+            pending=dict(sorted(pending.items())) if single else bounded(pending),
+            chance=None if single else targets.chance(targets.encode([s.label for s in usable])),
             manifest=_keep(store, view, manifest),
             shards=tuple(_keep(store, view, path) for path in self._shards),
         )
@@ -231,14 +233,13 @@ class View:
             self._samples = [Sample(*row) for row in zip(*columns, strict=True)]
         return self._samples
 
-    def rows(self, split: Split | None = None, classes: Sequence[str] | None = None) -> NDArray[np.int64]:
-        """Indices of samples of a split (or all), with a label among `classes` if those are given."""
-        wanted = None if classes is None else set(classes)
+    def rows(self, split: Split | None = None, known: Container[str | None] | None = None) -> NDArray[np.int64]:
+        """Indices of samples of a split (or all), with a label among the `known` ones if those are given."""
         return np.array(
             [
                 i
                 for i, s in enumerate(self.samples)
-                if (split is None or s.split == split) and (wanted is None or s.label in wanted)
+                if (split is None or s.split == split) and (known is None or s.label in known)
             ],
             dtype=np.int64,
         )

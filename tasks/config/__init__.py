@@ -3,6 +3,8 @@
 from everfresh.tasks.config.craft import CourseConfig, KeepConfig, MixConfig
 from everfresh.tasks.config.load import is_path, json_schema, load_config, parse_config
 from everfresh.tasks.config.sections import (
+    ERRORS,
+    LOSSES,
     AlertsConfig,
     BetterGate,
     Column,
@@ -11,6 +13,7 @@ from everfresh.tasks.config.sections import (
     FloorGate,
     Gate,
     ImageFolder,
+    Loss,
     ModelConfig,
     NoWorseGate,
     OnAge,
@@ -26,12 +29,15 @@ from everfresh.tasks.config.sections import (
     Sidecar,
     TableRows,
     TarShards,
+    Task,
     Trigger,
     Trust,
     Unlabelled,
 )
 
 __all__ = [
+    "ERRORS",
+    "LOSSES",
     "AlertsConfig",
     "BetterGate",
     "Column",
@@ -42,6 +48,7 @@ __all__ = [
     "Gate",
     "ImageFolder",
     "KeepConfig",
+    "Loss",
     "MixConfig",
     "ModelConfig",
     "NoWorseGate",
@@ -58,6 +65,7 @@ __all__ = [
     "Sidecar",
     "TableRows",
     "TarShards",
+    "Task",
     "Trigger",
     "Trust",
     "Unlabelled",

@@ -18,6 +18,23 @@ from everfresh.tasks.config.base import Section
 from everfresh.tasks.config.craft import CourseConfig, KeepConfig, MixConfig, Rate
 
 Rung = Literal["recalibrate", "head", "full", "pretrained"]
+Task = Literal["single_label", "multi_label", "regression"]
+Loss = Literal["cross_entropy", "class_balanced", "focal", "bce", "mse", "mae", "huber"]
+LOSSES: dict[Task, tuple[Loss, ...]] = {
+    "single_label": ("cross_entropy", "class_balanced", "focal"),
+    "multi_label": ("bce", "focal"),
+    "regression": ("mse", "mae", "huber"),
+}
+"""What each task can be trained with, the default first."""
+SMOOTHED: tuple[Loss, ...] = ("cross_entropy", "class_balanced")
+METRICS: dict[Task, tuple[str, ...]] = {
+    "single_label": ("accuracy", "precision", "recall", "f1"),
+    "multi_label": ("accuracy", "precision", "recall", "f1", "micro_f1", "hamming_accuracy", "mean_average_precision"),
+    "regression": ("accuracy", "mae", "rmse", "r2"),
+}
+"""What a floor can be set on."""
+ERRORS = ("mae", "rmse")
+"""Metrics of which less is better."""
 Trust = Literal["trusted", "suspect", "retired"]
 
 
@@ -286,8 +303,16 @@ class ModelConfig(Section):
     weights: str | None = "DEFAULT"
     """Start: a name under which torchvision or timm publishes weights (`DEFAULT`), a file, a store key (`file://…`, `s3://…`),
     a release (`…/releases/<id>/model.safetensors`), or null for random weights."""
-    classes: Annotated[Names, AfterValidator(_stripped)] = Field(min_length=2)
-    """Class names, as they stand in the labels; the order is the model's output order."""
+    task: Task = "single_label"
+    """What is asked for: `single_label`, one of the classes; `multi_label`, any set of them; `regression`, numbers."""
+    classes: Annotated[Names, AfterValidator(_stripped)] = ()
+    """Class names, as they stand in the labels, two or more; the order is the model's output order. A label of
+    `multi_label` is a JSON list of them, or their names joined by `|`; `|` alone is the set without any."""
+    targets: Annotated[Names, AfterValidator(_stripped)] = ()
+    """Names of the values of a `regression`, in the model's output order. A label is their decimals, joined by `;`."""
+    tolerance: float | None = Field(default=None, ge=0)
+    """When a prediction counts as right: `regression` needs it, in the targets' units, each value at most so far away;
+    of `multi_label` so many classes may be wrong, 0 if null."""
     image_size: int = Field(default=224, ge=8, le=4096)
     """Side of the square input, pixels: shorter side resized, centre cropped."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -314,6 +339,34 @@ class ModelConfig(Section):
         if min(std) <= 0:
             raise ValueError(f"must be positive in each channel, got {std}. Use the std the weights were trained with")
         return std
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the model's outputs, in their order."""
+        return self.targets if self.task == "regression" else self.classes
+
+    @model_validator(mode="after")
+    def _task_is_told(self) -> Self:
+        regression = self.task == "regression"
+        mine, other = ("targets", "classes") if regression else ("classes", "targets")
+        if getattr(self, other):
+            raise ValueError(f"{other} must be empty while task is {self.task}, got {len(getattr(self, other))}. Name {mine}")
+        if len(self.outputs) < (1 if regression else 2):
+            least = "a name" if regression else "at least 2 names"
+            raise ValueError(f"{mine} must hold {least}, got {len(self.outputs)}. Add some")
+        if (regression and not self.tolerance) or (self.task == "single_label" and self.tolerance):
+            rule = "be more than 0, in the target's units," if regression else "be null"
+            raise ValueError(f"tolerance must {rule} while task is {self.task}, got {self.tolerance}. Change one of the two")
+        if self.task == "multi_label":
+            if joined := [name for name in self.classes if "|" in name or name.startswith("[")]:
+                raise ValueError(
+                    f"classes must not hold | or begin with [ while task is multi_label, got {joined[0]!r}. Rename it"
+                )
+            if self.tolerance and (self.tolerance % 1 or self.tolerance >= len(self.classes)):
+                raise ValueError(
+                    f"tolerance must be a whole number of classes, fewer than there are, got {self.tolerance:g}. Lower it"
+                )
+        return self
 
 
 Season = Literal["hour", "weekday"]
@@ -441,8 +494,17 @@ class FineTuneConfig(Section):
     """Decoupled weight decay (AdamW)."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Gradients longer than this are shortened to it; null leaves them."""
+    loss: Loss | None = None
+    """What is minimised: `cross_entropy`, `class_balanced` or `focal` for `single_label`, `bce` or `focal` for `multi_label`,
+    `mse`, `mae` or `huber` for `regression`; null takes the first of the task's."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the target that is spread over all classes."""
+    """Share of the target that is spread over all classes, in `cross_entropy` and `class_balanced`."""
+    balance_beta: float = Field(default=0.999, ge=0, lt=1)
+    """Of `class_balanced`: 0 weighs all classes alike, towards 1 by the inverse of their number of samples."""
+    focal_gamma: float = Field(default=2.0, ge=0, le=10)
+    """Of `focal`: how much less a sample counts that is predicted well already; 0 for not at all."""
+    huber_delta: float = Field(default=1.0, gt=0, le=100)
+    """Of `huber`: from which distance on it grows linearly, in standard deviations of the training samples' targets."""
     augment: Literal["none", "crop", "crop_flip"] = "crop"
     """Random resized crops in `full` and `pretrained`, and flips where left and right do not matter."""
     policy: Literal["none", "rand", "trivial"] = "none"
@@ -472,12 +534,25 @@ class FloorGate(Section):
     """The challenger's own score must reach a floor."""
 
     kind: Literal["floor"] = "floor"
-    metric: Literal["accuracy", "precision", "recall", "f1"] = "accuracy"
-    """Which score; precision, recall and F1 are averaged over the classes that occur."""
+    metric: Literal[
+        "accuracy", "precision", "recall", "f1", "micro_f1", "hamming_accuracy", "mean_average_precision", "mae", "rmse", "r2"
+    ] = "accuracy"
+    """Which score. Accuracy is the share that is right (see `model.tolerance`); precision, recall and F1 are averaged over the
+    classes that occur. `multi_label` has also `micro_f1`, `hamming_accuracy` and `mean_average_precision`, `regression` has
+    `mae`, `rmse` (in the targets' units, averaged over them) and `r2`."""
     scope: Literal["window", "bank"] = "window"
     """`window`: this window's hold-out; `bank`: the earlier hold-outs, pooled."""
     minimum: float = Field(default=0.5, ge=0, le=1)
     """Lowest score that passes, 0…1."""
+    maximum: float | None = Field(default=None, ge=0)
+    """Highest error that passes, in the targets' units: of `mae` and `rmse`, which need it."""
+
+    @model_validator(mode="after")
+    def _right_way_round(self) -> Self:
+        if (self.metric in ERRORS) != (self.maximum is not None):
+            rule = "be given" if self.metric in ERRORS else "be null"
+            raise ValueError(f"maximum must {rule} while metric is {self.metric}, got {self.maximum}. Change one of the two")
+        return self
 
 
 class BetterGate(Section):
@@ -560,6 +635,37 @@ class PipelineConfig(Section):
     """When it runs by itself."""
     alerts: AlertsConfig = AlertsConfig()
     """What is told to others."""
+
+    @model_validator(mode="after")
+    def _task_fits(self) -> Self:
+        task, loss = self.model.task, self.fine_tune.loss
+        if loss is not None and loss not in LOSSES[task]:
+            raise ValueError(
+                f"fine_tune.loss must be one of {', '.join(LOSSES[task])} while model.task is {task}, got {loss}. Choose one"
+            )
+        if self.fine_tune.label_smoothing and (loss or LOSSES[task][0]) not in SMOOTHED:
+            raise ValueError(
+                f"fine_tune.label_smoothing must be 0 while fine_tune.loss is {loss or LOSSES[task][0]}, got "
+                f"{self.fine_tune.label_smoothing:g}. It belongs to {' and '.join(SMOOTHED)}"
+            )
+        tune = self.fine_tune
+        one_only = {
+            "keep.distill": ("0", tune.keep.distill),
+            "mix.kind": ("none", "" if tune.mix.kind == "none" else tune.mix.kind),
+            "sampling": ("shuffled", "" if tune.sampling == "shuffled" else tune.sampling),
+        }
+        for name, (off, value) in one_only.items():
+            if value and task != "single_label":
+                raise ValueError(
+                    f"fine_tune.{name} must be {off} while model.task is {task}, got {value}: it is for one of several classes"
+                )
+        for number, gate in enumerate(self.gates):
+            if isinstance(gate, FloorGate) and gate.metric not in METRICS[task]:
+                raise ValueError(
+                    f"gates.{number}.metric must be one of {', '.join(METRICS[task])} while model.task is {task}, got "
+                    f"{gate.metric}. Choose one"
+                )
+        return self
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

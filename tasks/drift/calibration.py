@@ -30,7 +30,7 @@ from scipy.optimize import nnls
 from scipy.special import expit, logit
 
 from everfresh.tasks.drift.classes import confusions, noise_of, unmixed
-from everfresh.tasks.drift.frame import Floats, Frame
+from everfresh.tasks.drift.frame import Answers, Floats, Frame
 
 STEEPNESS = 1.5
 DISTANCE = 0.8
@@ -65,6 +65,8 @@ def expect(reference: Frame, current: Frame) -> Expected:
         current: M ≥ 1 rows; labels are not read.
     """
     hit = reference.correct
+    if reference.answers is not None:
+        return _expect_of(reference, current, reference.answers, hit)
     accuracy, count = float(hit.mean()), reference.probabilities.shape[1]
     by_label = (reference.labels[:, None] == np.arange(count)).astype(np.float64)  # (N, C)
     ours, theirs = _standardised(reference.embeddings, current.embeddings)
@@ -77,6 +79,35 @@ def expect(reference: Frame, current: Frame) -> Expected:
     usual: Floats = by_label.mean(axis=0)
     chance = float(usual[current.probabilities.argmax(axis=1)].mean())
     return Expected(expit(STEEPNESS * (known - offset)), right, accuracy, chance)
+
+
+def _expect_of(reference: Frame, current: Frame, asked: Answers, hit: Floats) -> Expected:
+    """The same of sets and values, from two witnesses and the distance.
+
+    The second head is the ridge regression of the labels, values or 0 and 1 for each class. Its witness is how far it is from
+    the champion: the mean over classes or standardised values. Of sets the champion's confidence is the other one. This is
+    direct loss estimation (as NannyML's DLE) with a logistic model of being right.
+    """
+    ours, theirs = _standardised(reference.embeddings, current.embeddings)
+    usual, said = asked.truth.mean(axis=0), current.answers.scores if current.answers else asked.scores[:0]
+    held_out, weights = _second_head(ours, asked.truth - usual)
+    second = _as_if_new(ours, theirs, held_out, theirs @ weights) + usual
+    spread = asked.truth.std(axis=0) + 1e-9
+    each = []
+    for scores, other, frame in ((asked.scores, held_out + usual, reference), (said, second, current)):
+        if asked.targets.task == "regression":
+            each.append(-np.log(np.abs(scores - other) / spread + 1e-3).mean(axis=1, keepdims=True))
+        else:
+            sure = logit(np.clip(frame.confidence, 1e-6, 1 - 1e-6))
+            each.append(np.stack([sure, -np.abs(expit(scores) - other).mean(axis=1)], axis=1))
+    known, seen = _logits(each[0], each[1], hit)
+    accuracy = float(hit.mean())
+    offset = _offset(known, float(np.clip(accuracy, 0.5 / len(hit), 1 - 0.5 / len(hit))))
+    gap, noise = theirs.mean(axis=0) - ours.mean(axis=0), 1 / len(ours)
+    noise += float(theirs.var(axis=0).mean()) / len(theirs) if theirs.size else 0.0
+    away = np.sqrt(max(0.0, float((gap**2).mean()) - noise)) if gap.size else 0.0
+    right = expit(STEEPNESS * (seen - offset - DISTANCE * away**1.5))
+    return Expected(expit(STEEPNESS * (known - offset)), right, accuracy, asked.targets.chance(asked.truth))
 
 
 def _standardised(ours: Floats, theirs: Floats) -> tuple[Floats, Floats]:
@@ -92,10 +123,7 @@ def _features(reference: Frame, current: Frame, ours: Floats, theirs: Floats, by
     usual = by_label.mean(axis=0)
     held_out, weights = _second_head(ours, by_label - usual)
     scores = theirs @ weights + usual
-    same = {row.tobytes(): i for i, row in enumerate(ours)}  # a picture that the second head learnt from: as if it had not
-    for row, embedding in enumerate(theirs):
-        if (twin := same.get(embedding.tobytes())) is not None:
-            scores[row] = held_out[twin] + usual
+    scores = _as_if_new(ours, theirs, held_out + usual, scores)
     return tuple(  # type: ignore[return-value]
         np.stack([logit(np.clip(p.max(axis=1), 1e-6, 1 - 1e-6)), _margin(second, p.argmax(axis=1))], axis=1)
         for p, second in ((reference.probabilities, held_out + usual), (current.probabilities, scores))
@@ -113,6 +141,15 @@ def _second_head(ours: Floats, targets: Floats) -> tuple[Floats, Floats]:
     weights = inverse @ (ours.T @ targets)
     leverage = ((ours @ inverse) * ours).sum(axis=1, keepdims=True)
     return targets - (targets - ours @ weights) / (1 - leverage), weights
+
+
+def _as_if_new(ours: Floats, theirs: Floats, held_out: Floats, scores: Floats) -> Floats:
+    """Scores (M, C) of the second head; of a picture that it learnt from, as if it had not."""
+    same = {row.tobytes(): i for i, row in enumerate(ours)}
+    for row, embedding in enumerate(theirs):
+        if (twin := same.get(embedding.tobytes())) is not None:
+            scores[row] = held_out[twin]
+    return scores
 
 
 def _margin(scores: Floats, chosen: NDArray[np.int64]) -> Floats:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +20,14 @@ from scipy.stats import binomtest
 
 from everfresh.tasks.config import DriftConfig, PipelineConfig
 from everfresh.tasks.drift import harm
-from everfresh.tasks.drift.frame import Frame, build
+from everfresh.tasks.drift.frame import PREDICTION, Answers, Frame, build
 from everfresh.tasks.drift.regimes import MIN_SAMPLES, closest, compare_all
 from everfresh.tasks.drift.shift import Shift, classifier_auc
 from everfresh.tasks.drift.words import sentence
 from everfresh.tasks.errors import ObjectMissing
 from everfresh.tasks.ledger import attempt_folder, find, settle
 from everfresh.tasks.records import (
+    Component,
     DriftPoint,
     DriftReport,
     FamilyDrift,
@@ -38,6 +40,7 @@ from everfresh.tasks.records import (
     digest_of,
 )
 from everfresh.tasks.store import Store, scratch
+from everfresh.tasks.targets import Targets
 from everfresh.tasks.views import View, seeded_choice
 
 if TYPE_CHECKING:
@@ -68,7 +71,8 @@ def detect(store: Store, config: PipelineConfig, tick: Tick) -> DriftReport:
         )
     past = timeline(store, tick.seq)
     rules = config.drift.model_dump(mode="json", exclude={"workspace"})  # a path of this machine
-    same = digest_of("drift", 5, tick.view, reference.id, release.id, config.model.precision, rules)
+    right = [config.model.tolerance] if config.model.tolerance else []
+    same = digest_of("drift", 5, tick.view, reference.id, release.id, config.model.precision, rules, *right)
     key = digest_of(same, [(p.seq, p.release, p.exceeds, p.alarm) for p in past])  # whether it alarms depends on these
     report = find(store, f"drift/{key}/record.json", DriftReport)
     report = report or _measure(store, config, tick, release, reference, past, key, seed=int(same, 16))
@@ -117,9 +121,10 @@ def _measure(
     )
     most, view = config.drift.max_samples, View(store, tick.view)
     rows = _unlearnt(view, release)
-    current = build(embedder, [(view, rows[seeded_choice(len(rows), most, f"{seed:x}")])])
+    targets = replace(Targets.of(release.spec), tolerance=config.model.tolerance or 0.0)
+    current = build(embedder, [(view, rows[seeded_choice(len(rows), most, f"{seed:x}")])], targets)
     most = min(most, max(MIN_SAMPLES, REGIMES_HELD * most // len(reference.components)))
-    components = {c.name: _component(store, embedder, c.views, c.splits, most, tick.view) for c in reference.components}
+    components = {c.name: _component(store, embedder, targets, c, most, tick.view) for c in reference.components}
     shifts = compare_all(components, current, config.drift, seed)
     single = [s for s in shifts if s.name in components]
     nearest = max(shifts, key=_fit)
@@ -216,14 +221,15 @@ def agreement(current: Frame) -> LabelAgreement | None:
     if len(rows) < MIN_SAMPLES:
         return None
     labels, embeddings = current.labels[rows], current.embeddings[rows]
-    hits = current.correct[rows]
+    hits, answers = current.correct[rows], None if current.answers is None else current.answers.take(rows)
     wilson = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
-    shares = np.bincount(labels) / len(labels)
     return LabelAgreement(
         samples=len(rows),
         champion=Interval(value=float(hits.mean()), low=float(wilson.low), high=float(wilson.high)),
-        neighbours=_neighbour_agreement(embeddings, labels),
-        chance=float((shares**2).sum()),
+        neighbours=_neighbour_agreement(embeddings, labels) if answers is None else _neighbours_right(embeddings, answers),
+        chance=float(((np.bincount(labels) / len(labels)) ** 2).sum())
+        if answers is None
+        else answers.targets.chance(answers.truth),
     )
 
 
@@ -233,6 +239,15 @@ def _neighbour_agreement(embeddings: np.ndarray, labels: np.ndarray) -> float:
 
     votes = KNeighborsClassifier(n_neighbors=min(5, len(labels) - 1), metric="cosine").fit(embeddings, labels)
     return float((votes.predict(None) == labels).mean())  # None: each sample without itself
+
+
+def _neighbours_right(embeddings: np.ndarray, answers: Answers) -> float:
+    """Share of samples for which the mean label of their five nearest others would be right; of sets their majority."""
+    from sklearn.neighbors import NearestNeighbors
+
+    nearest = NearestNeighbors(n_neighbors=min(5, len(embeddings) - 1), metric="cosine").fit(embeddings)
+    mean = answers.truth[nearest.kneighbors(return_distance=False)].mean(axis=1)  # (N, K); each sample without itself
+    return float(answers.targets.right(mean - 0.5 if answers.targets.task == "multi_label" else mean, answers.truth).mean())
 
 
 def _unlearnt(view: View, release: Release) -> NDArray[np.int64]:
@@ -247,16 +262,14 @@ def _outside_holdout(current: Frame) -> NDArray[np.int64]:
     return np.array(rows, dtype=np.int64)
 
 
-def _component(
-    store: Store, embedder: Embedder, views: tuple[str, ...], splits: tuple[str, ...], most: int, current: str
-) -> Frame:
+def _component(store: Store, embedder: Embedder, targets: Targets, component: Component, most: int, current: str) -> Frame:
     """The samples of one regime; the current window itself, if a person forces a tick on it again, is left out."""
-    picks = []
+    picks, views = [], component.views
     for name in [v for v in views if v != current] or views:
         view = View(store, name)
-        rows = np.array([i for i, s in enumerate(view.samples) if s.split in splits], dtype=np.int64)
+        rows = np.array([i for i, s in enumerate(view.samples) if s.split in component.splits], dtype=np.int64)
         picks.append((view, rows[seeded_choice(len(rows), max(1, most // len(views)), name)]))
-    return build(embedder, picks)
+    return build(embedder, picks, targets)
 
 
 def _explain(
@@ -297,6 +310,10 @@ def _explain(
 
 
 def _caption(frame: Frame, row: int) -> str:
+    if (answers := frame.answers) is not None:
+        said, true = answers.scores[[row]], answers.truth[[row]] - (answers.targets.task == "multi_label") / 2
+        label = answers.targets.texts(true)[0] if frame.labels[row] >= 0 else "no label"
+        return f"{label}\n→ {answers.targets.texts(said)[0]}"
     label = frame.classes[frame.labels[row]] if frame.labels[row] >= 0 else "no label"
     return f"{label}\n→ {frame.categorical['prediction'][row]} {frame.confidence[row]:.0%}"
 
@@ -315,10 +332,10 @@ def unusual(reference: Frame, current: Frame, count: int) -> tuple[NDArray[np.in
     away = index.kneighbors(theirs, neighbours)[0].mean(axis=1)
     inside = index.kneighbors(ours)[0][:, 1:].mean(axis=1)
     closest_first = np.argsort(inside, kind="stable")
-    seen: Counter[int] = Counter()
+    seen: Counter[str] = Counter()
     turns = []
     for row in closest_first:
-        predicted = int(reference.probabilities[row].argmax())
+        predicted = str(reference.categorical[PREDICTION][row]) if PREDICTION in reference.categorical else ""
         turns.append(seen[predicted])
         seen[predicted] += 1
     return np.argsort(-away, kind="stable")[:count], closest_first[np.argsort(turns, kind="stable")][:count]

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from everfresh.tasks.drift.calibration import expect
 from everfresh.tasks.drift.classes import confusions, noise_of, unmixed
-from everfresh.tasks.drift.frame import Floats, Frame
+from everfresh.tasks.drift.frame import Answers, Floats, Frame
 from everfresh.tasks.records import ClassShift, Interval, SliceDrift
 
 SHRINK = 1.5
@@ -43,16 +44,17 @@ def estimated_accuracy(reference: Frame, current: Frame, seed: int) -> tuple[flo
     no larger than noise (James & Stein 1961), so a quiet window is expected to do as the reference did. On the reference
     itself it is exact. The interval is for the accuracy on this very window: the bootstrap over both samples, joined with
     half of the estimated change and `UNSEEN`, for that much an estimate without labels may be off; so it held the truth in
-    95 % of the windows of the grid's `tune` role.
+    95 % of the windows of the grid's `tune` role. Of sets and values, which that grid has not, it is joined with all of the
+    change.
 
     Without labelled reference samples, or without a window, the interval is 0…1 and the value what is known: the mean
     confidence of the reference or its accuracy. A frame without classes gives 1 and 1: nothing is lost, nothing is known.
     """
     rows = np.flatnonzero(reference.labels >= 0)
-    if not reference.probabilities.shape[1]:
+    if not reference.judged:
         return 1.0, Interval(value=1.0, low=0.0, high=1.0)
     if not len(rows) or not len(current):
-        known = reference.correct[rows] if len(rows) else reference.confidence
+        known = reference.correct[rows] if len(rows) else reference.numerical.get("confidence", np.zeros(0))
         accuracy = float(known.mean()) if len(known) else 1.0
         return accuracy, Interval(value=accuracy, low=0.0, high=1.0)
     found = expect(reference.take(rows), current)
@@ -65,7 +67,7 @@ def estimated_accuracy(reference: Frame, current: Frame, seed: int) -> tuple[flo
     spread = (rng.random(drawn.shape) < drawn).mean(axis=1) - theirs.mean()
     spread += found.accuracy - rng.binomial(len(rows), found.accuracy, DRAWS) / len(rows)
     low, high = np.quantile(spread, [0.025, 0.975])
-    doubt = np.hypot(change / 2, UNSEEN)
+    doubt = np.hypot(change / 2 if reference.answers is None else change, UNSEEN)
     below, above = float(np.hypot(low, doubt)), float(np.hypot(high, doubt))
     return found.accuracy, Interval(value=value, low=max(0.0, value - below), high=min(1.0, value + above))
 
@@ -82,7 +84,7 @@ def slices(reference: Frame, current: Frame) -> tuple[SliceDrift, ...]:
     A slice needs `MIN_SLICE` samples in the window; its reference is the same slice there if it has as many, else all of it.
     """
     rows = np.flatnonzero(reference.labels >= 0)
-    if not len(rows) or not len(current) or not reference.probabilities.shape[1]:
+    if not len(rows) or not len(current) or not reference.judged:
         return ()
     reference = reference.take(rows)
     found, hit = expect(reference, current), reference.correct
@@ -120,7 +122,7 @@ def class_shift(reference: Frame, current: Frame, seed: int) -> tuple[ClassShift
     """
     rows = np.flatnonzero(reference.labels >= 0)
     count = reference.probabilities.shape[1]
-    if not len(rows) or not len(current) or not count:
+    if not len(rows) or not len(current) or not count or reference.answers is not None:
         return ()
     rows = rows[np.lexsort(reference.probabilities[rows].T)]  # the bootstrap does not depend on the order of rows
     current = current.take(np.lexsort(current.probabilities.T))
@@ -169,11 +171,13 @@ def concept(reference: Frame, current: Frame, seed: int, permutations: int) -> f
     shift of inputs that the confidence shows nor a shift of labels alone is called a changed concept. A change of input
     that the confidence does not show (an overconfident champion on noise) is: tests of the input tell it apart.
     """
-    if not reference.probabilities.shape[1]:
+    if not reference.judged:
         return None
     ours, theirs = np.flatnonzero(reference.labels >= 0), np.flatnonzero(current.labels >= 0)
     if min(len(ours), len(theirs)) < MIN_LABELS:
         return None
+    if reference.answers is not None and current.answers is not None:
+        return _concept_of(reference.answers.take(ours), current.answers.take(theirs), seed, permutations)
     scores = np.concatenate([reference.probabilities[ours], current.probabilities[theirs]])
     labels = np.concatenate([reference.labels[ours], current.labels[theirs]])
     predicted, here = scores.argmax(axis=1), np.arange(len(scores)) >= len(ours)
@@ -181,6 +185,27 @@ def concept(reference: Frame, current: Frame, seed: int, permutations: int) -> f
     return max(
         _changed(within, scores.max(axis=1), predicted != labels, here, rng, permutations) for within in (predicted, labels)
     )
+
+
+def _concept_of(reference: Answers, current: Answers, seed: int, permutations: int) -> float:
+    """The same of sets and values: strata within each set that is said, or at quantiles of each value.
+
+    Sets too rare for a stratum of their own are one; of several values the sum of the standardised ones counts.
+    """
+    targets, here = reference.targets, np.arange(len(reference.scores) + len(current.scores)) >= len(reference.scores)
+    said = np.concatenate([reference.scores, current.scores])
+    true = np.concatenate([reference.truth, current.truth])
+    wrong = ~np.asarray(targets.right(said, true))
+    rng, found = np.random.default_rng(seed), []
+    for of in (said, true):
+        if targets.task == "regression":
+            within, order = np.zeros(len(of), dtype=np.int64), ((of - of.mean(axis=0)) / (of.std(axis=0) + 1e-9)).sum(axis=1)
+        else:
+            _, sets, counts = np.unique(of > (0.5 if of is true else 0), axis=0, return_inverse=True, return_counts=True)
+            within = np.where(counts[sets] < STRATUM, -1, sets)
+            order = targets.confidence(expit(said))
+        found.append(_changed(within, order, wrong, here, rng, permutations))
+    return max(found)
 
 
 def _changed(

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr, ndtri
 from scipy.stats import mannwhitneyu, rankdata
 
-from everfresh.tasks.drift.frame import Floats, Frame
+from everfresh.tasks.drift.frame import PREDICTION, Floats, Frame
 from everfresh.tasks.drift.space import Single, Space, whitened
 from everfresh.tasks.records import ColumnDrift, FamilyDrift
 
@@ -221,9 +221,11 @@ def _columns(reference: Frame, current: Frame, space: Space) -> Iterator[Column]
 
     for name, values in reference.numerical.items():
         if name in current.numerical:
-            yield Column(name, "columns", pooled(values, current.numerical[name]))
+            yield Column(
+                name, "outputs" if name.startswith(f"{PREDICTION}:") else "columns", pooled(values, current.numerical[name])
+            )
     for name, words in reference.categorical.items():
-        family = "outputs" if name == "prediction" else "columns"
+        family = "outputs" if name == PREDICTION else "columns"
         lost = np.full(len(current), "", dtype=np.str_)
         yield Column(name, family, np.concatenate([words, current.categorical.get(name, lost)]))
     probabilities = pooled(reference.probabilities, current.probabilities)

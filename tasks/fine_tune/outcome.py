@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from everfresh.tasks.config import KeepConfig
 from everfresh.tasks.fine_tune.keep import Average, between, copied
+from everfresh.tasks.fine_tune.objective import Objective
 from everfresh.tasks.fine_tune.pool import Pool
 from everfresh.tasks.fine_tune.tune import Tune
 from everfresh.tasks.records import ModelSpec
@@ -44,12 +45,12 @@ class Outcome:
         self.best_score = (-1.0, 0.0)
         self.best_epoch = self.epoch = 0
 
-    def judge_by(self, tune: Pool, kept: Pool, spec: ModelSpec, device: str) -> None:
+    def judge_by(self, tune: Pool, kept: Pool, spec: ModelSpec, objective: Objective, device: str) -> None:
         """Take *tune* of the window and of earlier ones to choose by, if something is to be chosen."""
         if self.patience is None and not self.origin:
             return
         if len(tune) + len(kept):
-            self.tune, self.device = Tune(tune, kept, spec), device
+            self.tune, self.device = Tune(tune, kept, spec, objective), device
         else:
             log.warning("there is no tune sample: the training goes to its end, and its last weights are taken")
 
@@ -99,7 +100,7 @@ class Outcome:
             module.load_state_dict(between(self.origin, end, share))
             scored.append((self.tune.score(module, self.device), share))
         (accuracy, loss), self.share = max(scored)
-        log.info("mixed %g of the new weights with the start: %.3f on *tune*, log loss %.3f", self.share, accuracy, -loss)
+        log.info("mixed %g of the new weights with the start: %.3f on *tune*, loss %.3f", self.share, accuracy, -loss)
         module.load_state_dict(between(self.origin, end, self.share))
 
     def state(self) -> dict[str, Tensor]:

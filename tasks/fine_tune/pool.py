@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from everfresh.tasks import models
 from everfresh.tasks.records import Split, digest_of
+from everfresh.tasks.targets import Targets
 from everfresh.tasks.views import View
 
 
@@ -25,24 +26,25 @@ class Pool:
     """Rows of several views, the new window first."""
 
     parts: tuple[tuple[View, NDArray[np.int64]], ...]
-    classes: tuple[str, ...]
+    targets: Targets
 
     @property
     def labels(self) -> Tensor:
-        """Class numbers (N,)."""
-        return models.class_index([v.samples[int(r)].label for v, rows in self.parts for r in rows], self.classes)
+        """Encoded labels (N, …), as `Targets.encode` makes them."""
+        labels = [v.samples[int(r)].label for v, rows in self.parts for r in rows]
+        return torch.from_numpy(self.targets.encode(labels))
 
     def __len__(self) -> int:
         return sum(len(rows) for _, rows in self.parts)
 
 
 def pool_of(
-    window: View | None, earlier: Sequence[View], split: Split, classes: tuple[str, ...], most: int, withheld: frozenset[str]
+    window: View | None, earlier: Sequence[View], split: Split, targets: Targets, most: int, withheld: frozenset[str]
 ) -> Pool:
     """Rows of a split: all of the window's, and a reservoir of the earlier views', at most `most` in all."""
 
     def rows_of(view: View) -> NDArray[np.int64]:
-        rows = view.rows(split, classes)
+        rows = view.rows(split, targets)
         return rows[[view.samples[int(r)].group not in withheld for r in rows]] if len(rows) else rows
 
     parts = [] if window is None else [(window, rows_of(window))]
@@ -54,7 +56,7 @@ def pool_of(
         ]
         kept = reservoir([name for own in names for name in own], most)
         parts += [(v, own[[n in kept for n in named]]) for v, own, named in zip(earlier, rows, names, strict=True)]
-    return Pool(tuple(parts), classes)
+    return Pool(tuple(parts), targets)
 
 
 def reservoir(samples: Sequence[tuple[str, str, str]], most: int) -> frozenset[tuple[str, str, str]]:
@@ -69,19 +71,14 @@ def reservoir(samples: Sequence[tuple[str, str, str]], most: int) -> frozenset[t
     return frozenset(sample for _, _, sample in sorted(places)[:most])
 
 
-def labels_of(view: View, rows: NDArray[np.int64], classes: Sequence[str]) -> Tensor:
-    """Class numbers (N,) of some rows."""
-    return models.class_index([view.samples[int(r)].label for r in rows], classes)
+def labels_of(view: View, rows: NDArray[np.int64], targets: Targets) -> Tensor:
+    """Encoded labels (N, …) of some rows."""
+    return torch.from_numpy(targets.encode([view.samples[int(r)].label for r in rows]))
 
 
-def hits_of(scores: Tensor, labels: Tensor) -> tuple[int, int]:
-    """Right predictions and samples, of class scores (N, C) and class numbers (N,)."""
-    return int((scores.argmax(dim=1) == labels).sum()), len(labels)
-
-
-def accuracy_of(scores: Tensor, labels: Tensor) -> float:
-    """Share of right predictions; 0 of nothing."""
-    return pooled([hits_of(scores, labels)]) or 0.0
+def hits_of(scores: Tensor, labels: Tensor, targets: Targets) -> tuple[int, int]:
+    """Right predictions and samples, of scores (N, K) and encoded labels (N, …)."""
+    return int(targets.right(scores, labels).sum()), len(labels)
 
 
 def pooled(hits: Sequence[tuple[int, int]]) -> float | None:

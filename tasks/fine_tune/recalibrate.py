@@ -53,7 +53,7 @@ def recalibrate(embedder: Embedder, train: Pool, tune: Pool, kept: Pool, usual: 
     groups = [
         (
             torch.cat([embedder.scores(v, r)[1] for v, r in pool.parts]),
-            torch.cat([labels_of(v, r, pool.classes) for v, r in pool.parts]),
+            torch.cat([labels_of(v, r, pool.targets) for v, r in pool.parts]),
         )
         for pool in (tune, kept)
         if len(pool)
@@ -61,8 +61,9 @@ def recalibrate(embedder: Embedder, train: Pool, tune: Pool, kept: Pool, usual: 
     if not groups:
         raise RungUnfit("there is no tune sample to fit a temperature on")
     view, rows = train.parts[0]
-    counts = np.bincount(labels_of(view, rows, train.classes).numpy(), minlength=len(train.classes))
-    ratio = log_ratio(counts, np.array([usual.get(name, 0) for name in train.classes]))
+    names = train.targets.names
+    counts = np.bincount(labels_of(view, rows, train.targets).numpy(), minlength=len(names))
+    ratio = log_ratio(counts, np.array([usual.get(name, 0) for name in names]))
     temperature, strength, gain = fit(groups, ratio if head.bias is not None else torch.zeros_like(ratio))
     if gain < LEAST_GAIN:
         raise RungUnfit("neither a temperature nor new class shares lower the log loss on tune")

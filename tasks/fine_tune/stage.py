@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,22 +24,24 @@ from everfresh.tasks import models
 from everfresh.tasks.architectures import TIMM
 from everfresh.tasks.config import PipelineConfig, Rung, is_path
 from everfresh.tasks.embeddings import Embedder
-from everfresh.tasks.errors import DataError, RungUnfit
+from everfresh.tasks.errors import DataError, ModelError, RungUnfit
 from everfresh.tasks.fine_tune.head import refit_head
 from everfresh.tasks.fine_tune.keep import Start
-from everfresh.tasks.fine_tune.pool import Pool, accuracy_of, hits_of, labels_of, pool_of, pooled
+from everfresh.tasks.fine_tune.objective import Objective
+from everfresh.tasks.fine_tune.pool import Pool, hits_of, labels_of, pool_of, pooled
 from everfresh.tasks.fine_tune.recalibrate import recalibrate
 from everfresh.tasks.fine_tune.trainer import Trainer
 from everfresh.tasks.ledger import attempt_folder, find, settle
 from everfresh.tasks.records import Candidate, Cost, Feature, ModelSpec, Release, Tick, digest_of
 from everfresh.tasks.store import Store, file_digest, scratch
+from everfresh.tasks.targets import Targets
 from everfresh.tasks.vectors import fitted
 from everfresh.tasks.views import View
 
 CODE = (
-    *(f"fine_tune/{name}.py" for name in ("augment", "checkpoint", "device", "head", "input", "keep", "pool", "recalibrate")),
-    *(f"fine_tune/{name}.py" for name in ("outcome", "recipe", "stage", "trainer", "tune")),
-    *(f"{name}.py" for name in ("architectures", "models", "inputs", "images", "vectors", "views", "embeddings")),
+    *(f"fine_tune/{name}.py" for name in ("augment", "checkpoint", "device", "head", "input", "keep", "objective", "pool")),
+    *(f"fine_tune/{name}.py" for name in ("outcome", "recalibrate", "recipe", "stage", "trainer", "tune")),
+    *(f"{name}.py" for name in ("architectures", "models", "inputs", "images", "vectors", "views", "embeddings", "targets")),
 )
 """What a candidate's weights depend on, beside its inputs."""
 
@@ -81,14 +84,21 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
     )
     if (known := find(store, f"candidates/{key}/record.json", Candidate)) is not None:
         return known
-    classes = config.model.classes
-    if rung == "recalibrate" and (release is None or release.spec.classes != classes):
+    targets = Targets.wanted(config.model)
+    if release and (changed := targets.changed(Targets.of(release.spec))):
+        raise ModelError(
+            f"model.task and model.targets must stay those of the champion, {changed}, got others. "
+            "Give a new task a pipeline of its own."
+        )
+    if rung == "recalibrate" and (release is None or release.spec.classes != targets.names):
         raise RungUnfit("model.classes has changed since the champion was made" if release else "there is no champion yet")
+    if rung == "recalibrate" and targets.task != "single_label":
+        raise RungUnfit(f"a temperature and class shares are of one of several classes, and model.task is {targets.task}")
     module, spec = _start(store, config, release if from_champion else None, start)
     window, earlier = View(store, tick.view), [View(store, v) for v in replay]
     # A group that is hold-out anywhere is learnt from nowhere, also where an adopted model's validation pictures come in again.
     withheld = frozenset(s.group for view in earlier for s in view.samples if s.split == "holdout")
-    train = pool_of(window, earlier, "train", classes, _most_replayed(config, rung, window), withheld)
+    train = pool_of(window, earlier, "train", targets, _most_replayed(config, rung, window), withheld)
     if not len(train.parts[0][1]):
         raise DataError(
             f"fine_tune: window {tick.seq} must have labelled training samples of model.classes, got none. "
@@ -96,8 +106,8 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         )
     if not from_champion and start is None:
         spec = spec.model_copy(update={"features": _standardised(config, spec, train)})
-    tune = pool_of(window, [], "tune", classes, 0, withheld)
-    kept = pool_of(None, earlier, "tune", classes, config.window.bank_max_samples, withheld)
+    tune = pool_of(window, [], "tune", targets, 0, withheld)
+    kept = pool_of(None, earlier, "tune", targets, config.window.bank_max_samples, withheld)
     folder = f"candidates/{key}"
     attempt = attempt_folder(folder)
     training = None
@@ -110,23 +120,29 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         else:
             spec = recalibrate(embedder, train, tune, kept, _usual(store, release))
         module, files, trained, device, spent = embedder.module, {}, len(train), "cpu", Cost()
-        tuned = [accuracy_of(embedder.scores(v, r)[1], labels_of(v, r, classes)) for v, r in tune.parts]
-        held = [hits_of(embedder.scores(v, r)[1], labels_of(v, r, classes)) for v, r in kept.parts]
-        tune_accuracy, kept_accuracy = tuned[0], pooled(held)
+        found = (
+            [hits_of(embedder.scores(v, r)[1], labels_of(v, r, targets), targets) for v, r in p.parts] for p in (tune, kept)
+        )
+        tuned, kept_accuracy = (pooled(hits) for hits in found)
+        tune_accuracy = tuned or 0.0
     else:
         learnt = from_champion or start is not None
         knows = _learnt(store, config, release, start) if learnt and config.fine_tune.keep.distill else None
         headed = learnt and not spec.native_head
         spec = models.with_linear_head(module, spec, config.fine_tune.seed)
         body = learnt or config.model.weights is not None
-        if config.fine_tune.probe_first and start is None and body and len(set(train.labels.tolist())) > 1:
+        if config.fine_tune.probe_first and start is None and body and len(torch.unique(train.labels, dim=0)) > 1:
             precision = config.model.precision
             embedder = Embedder(store, module, spec, models.encoder_digest(module, spec, precision), precision)
             spec, headed = refit_head(embedder, train, tune, kept, config.fine_tune.seed), True
         begin = Start(body, headed, knows)
-        trainer = Trainer(store, module, spec, config, rung, folder, attempt, begin)
+        objective, given = Objective(targets, config.fine_tune, train.labels), config.model.weights
+        own = not learnt and given is not None and is_path(given)  # a file may bring a head of its own
+        objective.enter(models.linear_head(module, spec), drawn=not (headed or own))
+        trainer = Trainer(store, module, spec, config, rung, folder, attempt, objective, begin)
         files, device = trainer.run(train, tune, kept), trainer.device
         trained, training = trainer.trained, trainer.record
+        objective.leave(models.linear_head(trainer.module, spec))
         tune_accuracy = pooled([trainer.hits(tune)]) or 0.0
         kept_accuracy = pooled([trainer.hits(kept)]) if len(kept) else None
         module, spent = trainer.module, trainer.spent
@@ -169,9 +185,9 @@ def _start(
     if release is None and start is None:
         return models.start(config.model, config.fine_tune.seed, config.s3)
     module, spec = _learnt(store, config, release, start)
-    if spec.classes != config.model.classes:
-        spec = models.with_classes(module, spec, config.model.classes, config.fine_tune.seed)
-    return module, spec
+    if spec.classes != config.model.outputs:
+        spec = models.with_classes(module, spec, config.model.outputs, config.fine_tune.seed)
+    return module, spec.model_copy(update={"tolerance": config.model.tolerance or 0.0})
 
 
 def _standardised(config: PipelineConfig, spec: ModelSpec, train: Pool) -> tuple[Feature, ...]:
@@ -202,7 +218,8 @@ def _champion_on(store: Store, config: PipelineConfig, release: Release | None, 
         return None
     weights, precision = release.files["model.safetensors"], config.model.precision
     champion = Embedder.open(store, release.spec, weights, precision, code=config.model.architecture)
-    return pooled([hits_of(champion.scores(v, r)[1], labels_of(v, r, release.spec.classes)) for v, r in pool.parts])
+    its = replace(Targets.of(release.spec), tolerance=pool.targets.tolerance)
+    return pooled([hits_of(champion.scores(v, r)[1], labels_of(v, r, its), its) for v, r in pool.parts])
 
 
 def _learnt(

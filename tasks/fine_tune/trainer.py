@@ -28,6 +28,7 @@ from everfresh.tasks.fine_tune.device import trains, use
 from everfresh.tasks.fine_tune.input import Batches, Pictures, augmented
 from everfresh.tasks.fine_tune.interrupt import Stop, stoppable
 from everfresh.tasks.fine_tune.keep import Anchor, Start
+from everfresh.tasks.fine_tune.objective import Objective
 from everfresh.tasks.fine_tune.outcome import Outcome
 from everfresh.tasks.fine_tune.pool import Pool, hits_of, labels_of
 from everfresh.tasks.fine_tune.recipe import blocks, effective, fitting, frozen, groups, hold, rate, suggested
@@ -66,6 +67,7 @@ class Trainer:
         rung: Rung,
         folder: str,
         attempt: str,
+        objective: Objective,
         start: Start | None = None,
     ) -> None:
         from accelerate import Accelerator
@@ -78,6 +80,7 @@ class Trainer:
         self.accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if config.model.precision == "bf16" else "no")
         self.device = str(self.accelerator.device)
         self.store, self.spec, self.attempt = store, spec, attempt
+        self.objective = objective
         self.config: FineTuneConfig = config.fine_tune
         found = self.config.learning_rate
         self.peak = 0.0 if found == "auto" else found if rung == "pretrained" else found / 3
@@ -130,7 +133,7 @@ class Trainer:
         classes = pool.labels if self.config.sampling == "balanced" else None
         effective_batch = self.config.batch_size * self.config.accumulate
         batches = Batches(len(pictures), effective_batch, self.config.epochs, self.config.seed, classes)
-        self.outcome.judge_by(tune, kept, self.spec, self.device)
+        self.outcome.judge_by(tune, kept, self.spec, self.objective, self.device)
         self._resume()
         batches.steps = self.progress.steps or batches.steps
         self.before = self.progress.seconds
@@ -290,11 +293,11 @@ class Trainer:
                 ready = prepare(part, self.spec, self.layout)
                 with self.accelerator.autocast():
                     scores = self.module(ready)
-                    loss = nn.functional.cross_entropy(scores, target, label_smoothing=self.config.label_smoothing)
+                    loss = self.objective.loss(scores, target)
                     if self.teacher:
                         loss = loss + self.teacher.distance(scores, self.teacher.scores(ready))
                 self.accelerator.backward(loss * (len(truth) / len(labels)))
-                right = (scores.detach().argmax(dim=1) == truth).sum()
+                right = self.objective.right(scores.detach(), truth).sum()
                 found += torch.stack([loss.detach() * len(truth), right, right.new_tensor(len(truth))]).to(found)
         except torch.OutOfMemoryError:
             return None
@@ -394,7 +397,8 @@ class Trainer:
         found = [
             hits_of(
                 models.embed(self.module, self.spec, v.read(int(i) for i in r), device=self.accelerator.device.type)[1],
-                labels_of(v, r, pool.classes),
+                labels_of(v, r, pool.targets),
+                pool.targets,
             )
             for v, r in pool.parts
         ]

@@ -22,6 +22,7 @@ from everfresh.tasks.fine_tune import fine_tune
 from everfresh.tasks.publish import publish
 from everfresh.tasks.records import Banked, Comparison, Verdict
 from everfresh.tasks.store import FolderStore
+from everfresh.tasks.targets import Targets
 from everfresh.tasks.views import View
 
 CLASSES = ("cat", "dog")
@@ -38,13 +39,14 @@ def judged(challenger: Sequence[int], champion: Sequence[int] | None, shared: Se
         scores(challenger),
         None if champion is None else scores(champion),
         np.array([True] * len(challenger) if shared is None else shared, dtype=bool),
+        Targets(CLASSES),
     )
 
 
 def said(gate: Any, window: Judged, bank: Judged | None = None) -> Verdict:
     earlier = judged([], []) if bank is None else bank
-    there: Comparison | None = compare(earlier, CLASSES, "s") if len(earlier.labels) else None
-    return judge(gate, window, compare(window, CLASSES, "s"), earlier, there)
+    there: Comparison | None = compare(earlier, "s") if len(earlier.labels) else None
+    return judge(gate, window, compare(window, "s"), earlier, there)
 
 
 # --- floor -----------------------------------------------------------------------------------------------

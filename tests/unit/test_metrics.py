@@ -11,6 +11,7 @@ from sklearn.metrics import accuracy_score, classification_report, log_loss
 from torch import Tensor
 
 from everfresh.tasks.metrics import paired_gain, score
+from everfresh.tasks.targets import Targets
 
 CLASSES = ("cat", "dog", "cow", "emu")
 
@@ -26,7 +27,7 @@ def noisy(count: int = 60, seed: int = 0) -> tuple[Tensor, np.ndarray]:
 def test_scores_are_those_of_scikit_learn() -> None:
     scores, labels = noisy()
     predicted = scores.argmax(dim=1).numpy()
-    found = score(scores, labels, CLASSES)
+    found = score(scores, labels, Targets(CLASSES))
     table = classification_report(
         labels, predicted, labels=range(4), target_names=CLASSES, output_dict=True, zero_division=0
     )  # fmt: skip
@@ -43,7 +44,7 @@ def test_scores_are_those_of_scikit_learn() -> None:
 
 
 def test_no_sample_scores_nothing() -> None:
-    found = score(torch.zeros(0, 4), np.zeros(0, np.int64), CLASSES)
+    found = score(torch.zeros(0, 4), np.zeros(0, np.int64), Targets(CLASSES))
     assert (found.samples, found.accuracy, found.per_class) == (0, 0, {})
     assert np.array(found.confusion).shape == (4, 4)
 

@@ -26,6 +26,7 @@ from everfresh.tasks.errors import DigestMismatch, ModelError
 from everfresh.tasks.images import examine, normalise, to_tensor
 from everfresh.tasks.records import ModelSpec
 from everfresh.tasks.store import FolderStore, S3Store
+from everfresh.tasks.targets import Targets
 from everfresh.tasks.views import View, ViewWriter
 
 CLASSES = ("a", "b", "c")
@@ -182,7 +183,7 @@ def view_of(store: FolderStore, folder: Path) -> View:
         measured = {n: getattr(picture, n) for n in ("width", "height", "brightness", "contrast", "sharpness", "colourfulness")}
         fields = {"key": f"{number}.png", "digest": picture.digest, "group": picture.group, "label": "a", "split": "train"}
         writer.add(data, **fields, **measured, timestamp=None, slices="{}")
-    return View(store, writer.commit(store, CLASSES).view)
+    return View(store, writer.commit(store, Targets(CLASSES)).view)
 
 
 def test_embeddings_are_computed_once_and_found_by_the_next_run(folder_store: FolderStore, tmp_path: Path) -> None:
@@ -458,10 +459,6 @@ def test_a_truncated_file_in_torchs_cache_is_told_with_its_place(
     path = cached(tmp_path, "squeezenet1_1", monkeypatch, pickled({"x": torch.zeros(9)})[:-40], digest)
     with pytest.raises(ModelError, match=rf"{path},? must .* Delete it"):
         models.start(settings("squeezenet1_1", weights="DEFAULT"), seed=0)
-
-
-def test_class_numbers_follow_the_classes() -> None:
-    assert models.class_index(["b", None, "zebra", "a"], CLASSES).tolist() == [1, -1, -1, 0]
 
 
 def test_saved_weights_are_safetensors_without_shared_storage(tmp_path: Path) -> None:

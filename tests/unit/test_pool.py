@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from everfresh.tasks.fine_tune.pool import Pool, pool_of, reservoir
+from everfresh.tasks.targets import Targets
 from everfresh.tasks.views import Sample
 
 SAMPLES = st.lists(st.tuples(st.sampled_from("VW"), st.sampled_from("abc"), st.integers(0, 40).map(str)), max_size=80)
@@ -63,13 +64,13 @@ class Fake:
             for i, c in enumerate(labels)
         ]
 
-    def rows(self, split: str, classes: tuple[str, ...]) -> np.ndarray:
-        return np.array([i for i, s in enumerate(self.samples) if s.split == split and s.label in classes], dtype=np.int64)
+    def rows(self, split: str, known: Targets) -> np.ndarray:
+        return np.array([i for i, s in enumerate(self.samples) if s.split == split and s.label in known], dtype=np.int64)
 
 
 def pool(most: int, withheld: frozenset[str] = frozenset()) -> Pool:
     old = [Fake("old", "abababaaaaaaaaaaaaaa"), Fake("older", "ccccbbbbaa")]
-    return pool_of(Fake("new", "aabbcc"), old, "train", ("a", "b"), most, withheld)  # type: ignore[arg-type]
+    return pool_of(Fake("new", "aabbcc"), old, "train", Targets(("a", "b")), most, withheld)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(0, [2]), (3, [2, 1, 2]), (100, [2, 10, 3])])

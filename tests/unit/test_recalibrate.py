@@ -157,8 +157,9 @@ def test_a_head_that_is_a_convolution_cannot_be_recalibrated(shifted: Any, monke
     made.spec = made.spec.model_copy(update={"native_head": True})
     from everfresh.tasks.fine_tune.pool import Pool
     from everfresh.tasks.fine_tune.recalibrate import recalibrate
+    from everfresh.tasks.targets import Targets
 
-    nothing = Pool((), made.spec.classes)
+    nothing = Pool((), Targets.of(made.spec))
     with pytest.raises(RungUnfit, match="small_cnn is no linear layer yet; refitting it makes it one"):
         recalibrate(made, nothing, nothing, nothing, {})
 

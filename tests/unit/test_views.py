@@ -18,6 +18,7 @@ from everfresh.tasks.errors import DigestMismatch, ObjectMissing
 from everfresh.tasks.images import examine
 from everfresh.tasks.records import Window
 from everfresh.tasks.store import FolderStore, Store
+from everfresh.tasks.targets import Targets
 from everfresh.tasks.views import View, ViewWriter, seeded_choice, split_of
 
 
@@ -36,7 +37,7 @@ def commit(store: Store, folder: Path, count: int = 6, **changes: Any) -> Window
             "colourfulness": 0.1, "slices": "{}",
         }  # fmt: skip
         writer.add(data, **{**fields, **changes})
-    return writer.commit(store, ["cat", "dog"])
+    return writer.commit(store, Targets(("cat", "dog")))
 
 
 def test_a_view_gives_back_what_was_written(store: Store, tmp_path: Path) -> None:
@@ -53,7 +54,7 @@ def test_rows_are_chosen_by_split_and_class(folder_store: FolderStore, tmp_path:
     view = View(folder_store, commit(folder_store, tmp_path / "w").view)
     assert view.rows().tolist() == [0, 1, 2, 3, 4, 5]
     assert view.rows("holdout").tolist() == [0, 3]
-    assert view.rows(classes=["dog"]).tolist() == [1, 4]
+    assert view.rows(known=["dog"]).tolist() == [1, 4]
     assert view.rows("train", ["cat"]).tolist() == []
     assert view.window.splits == {"holdout": 2, "train": 2}
 
@@ -121,7 +122,7 @@ def test_what_was_rejected_stands_beside_the_view_with_its_reason(store: Store, 
     writer = ViewWriter(tmp_path)
     writer.reject("a/bad.jpg", "is empty (0 bytes)", b"")
     writer.reject("a/worse.jpg", "cannot be decoded", b"junk")
-    window = writer.commit(store, ["cat"])
+    window = writer.commit(store, Targets(("cat",)))
     assert window.quarantined == 2
     lines = store.get(f"quarantine/{window.view}/quarantine.jsonl").decode().splitlines()
     assert [("a/bad.jpg" in lines[0]), ("cannot be decoded" in lines[1])] == [True, True]
