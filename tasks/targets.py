@@ -38,6 +38,8 @@ MAX_LABEL = 4_000
 """Characters of the text of a set or of several values."""
 MOST_GROUPS = 64
 """Different labels that a window's record counts one by one."""
+LARGEST = float(np.finfo(np.float32).max)
+"""A value beyond it does not fit into a tensor."""
 MOST_PAIRED = 1_000
 """Samples of which all pairs are compared."""
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -253,7 +255,7 @@ def _constant(name: str) -> str:
 
 
 def _value(text: str, label: str) -> float:
-    if not _DECIMAL.fullmatch(text) or not math.isfinite(value := float(text)) or abs(value) > np.finfo(np.float32).max:
+    if not _DECIMAL.fullmatch(text) or not math.isfinite(value := float(text)) or abs(value) > LARGEST:
         raise DataError(f"must have a finite decimal number such as -1.5 as its label, got {_cut(label)}")
     return value + 0.0  # no negative zero
 

@@ -349,11 +349,8 @@ class ModelConfig(Section):
     def _task_is_told(self) -> Self:
         regression = self.task == "regression"
         mine, other = ("targets", "classes") if regression else ("classes", "targets")
-        if getattr(self, other):
-            raise ValueError(f"{other} must be empty while task is {self.task}, got {len(getattr(self, other))}. Name {mine}")
-        if len(self.outputs) < (1 if regression else 2):
-            least = "a name" if regression else "at least 2 names"
-            raise ValueError(f"{mine} must hold {least}, got {len(self.outputs)}. Add some")
+        if named := getattr(self, other):
+            raise ValueError(f"{other} must be empty while task is {self.task}, got {len(named)} names. Write {mine}")
         if (regression and not self.tolerance) or (self.task == "single_label" and self.tolerance):
             rule = "be more than 0, in the target's units," if regression else "be null"
             raise ValueError(f"tolerance must {rule} while task is {self.task}, got {self.tolerance}. Change one of the two")
@@ -638,7 +635,12 @@ class PipelineConfig(Section):
 
     @model_validator(mode="after")
     def _task_fits(self) -> Self:
-        task, loss = self.model.task, self.fine_tune.loss
+        task, loss, names = self.model.task, self.fine_tune.loss, self.model.outputs
+        mine, least = ("targets", 1) if task == "regression" else ("classes", 2)
+        if not names:
+            raise ValueError(f"model.{mine}: is required while model.task is {task}. Add it; `everfresh init` shows an example")
+        if len(names) < least:
+            raise ValueError(f"model.{mine}: must hold at least {least}, got {len(names)}. Add some")
         if loss is not None and loss not in LOSSES[task]:
             raise ValueError(
                 f"fine_tune.loss must be one of {', '.join(LOSSES[task])} while model.task is {task}, got {loss}. Choose one"

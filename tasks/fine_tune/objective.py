@@ -54,10 +54,8 @@ class Objective:
             case "focal" if self.targets.task == "single_label":
                 return focal(scores, truth, self.config.focal_gamma)
             case "focal":
-                from torchvision.ops import sigmoid_focal_loss
-
-                found: Tensor = sigmoid_focal_loss(scores, truth.to(scores), -1, self.config.focal_gamma, reduction="mean")
-                return found
+                each = F.binary_cross_entropy_with_logits(scores, truth.to(scores), reduction="none")
+                return ((1 - (-each).exp()) ** self.config.focal_gamma * each).mean()
             case "bce":
                 return F.binary_cross_entropy_with_logits(scores, truth.to(scores))
         wanted = self.standardised(truth)

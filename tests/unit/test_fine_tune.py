@@ -23,10 +23,12 @@ from everfresh.tasks.fine_tune.checkpoint import Checkpoints, Progress
 from everfresh.tasks.fine_tune.head import as_linear
 from everfresh.tasks.fine_tune.input import Batches
 from everfresh.tasks.fine_tune.interrupt import stoppable
+from everfresh.tasks.fine_tune.objective import Objective
 from everfresh.tasks.fine_tune.trainer import Trainer
 from everfresh.tasks.ledger import find
 from everfresh.tasks.records import Candidate, Release, Tick
 from everfresh.tasks.store import FolderStore
+from everfresh.tasks.targets import Targets
 from everfresh.tasks.views import View
 
 
@@ -465,7 +467,8 @@ def test_gradients_of_parts_are_those_of_the_whole(tmp_path: Path) -> None:
     store, config, _ = first(tmp_path)
     config = with_training(with_model(config, architecture="support.networks:plain", image_size=28), batch_size=7)
     module, spec = models.start(config.model, 0)
-    trainer = Trainer(store, module, spec, config, "pretrained", "candidates/k", "candidates/k/attempts/a")
+    objective = Objective(Targets.of(spec), config.fine_tune, torch.zeros(0, dtype=torch.long))
+    trainer = Trainer(store, module, spec, config, "pretrained", "candidates/k", "candidates/k/attempts/a", objective)
     pixels = torch.randint(0, 256, (7, 3, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0])
     seen = []
