@@ -115,13 +115,16 @@ class Stream:
             if method == "auto":
                 latest = model_of(self.store, entry.champion)
                 cost = entry.cost.device_seconds + self.embedding(entry.view)
+                passes = sum(t.cost.samples for t in entry.tried if t.rung not in {"recalibrate", "head"})
             else:
-                cost = 0.0
+                cost, passes = 0.0, 0
                 if trusted or latest is None:
                     made = self.everything(entry.seq)
-                    latest, cost = (made.spec, made.weights), made.cost.device_seconds
+                    latest = made.spec, made.weights
+                    cost, passes = made.cost.device_seconds, made.cost.samples
             tried = [t.rung for t in entry.tried] if method == "auto" else []
-            rows.append({"window": entry.seq, "accuracy": self.accuracy(*latest, seen, entry.seq), "seconds": cost})
+            accuracy = self.accuracy(*latest, seen, entry.seq)
+            rows.append({"window": entry.seq, "accuracy": accuracy, "seconds": cost, "passes": passes})
             rows[-1] |= {"tried": tried, "released": entry.version} if method == "auto" else {}
         return rows
 
@@ -209,7 +212,9 @@ def compare(results: Results, name: str, seeds: range) -> list[str]:
         if mine < RATIO * full:
             missed.append(f"{name}, window {window}: {mine / full:.3f} of the accuracy, promised {RATIO}")
     spent, full_price = (statistics.mean(sum(r["seconds"] for r in rows) for rows in runs) for runs in (ours, theirs))
+    steps, all_steps = (statistics.mean(sum(r["passes"] for r in rows) for rows in runs) for runs in (ours, theirs))
     print(f"\ndevice-seconds: {spent:.1f} against {full_price:.1f}, {spent / full_price:.1%}")
+    print(f"samples through the whole network and back: {steps:.0f} against {all_steps:.0f}, {steps / all_steps:.1%}")
     if spent > SHARE * full_price:
         missed.append(f"{name}: {spent / full_price:.1%} of the device-seconds, promised at most {SHARE:.0%}")
     return missed

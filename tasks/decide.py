@@ -24,6 +24,8 @@ from everfresh.tasks.records import (
 )
 from everfresh.tasks.trust import believed_from
 
+FORGOTTEN = 0.02
+"""Accuracy on the earlier windows' *tune* that a candidate may lose against the champion and still be the best."""
 MOST_BANKED = 64
 """Windows in the bank; the one of the most frequent regime that has the fewest labels leaves first, the oldest of equals."""
 
@@ -193,10 +195,14 @@ def enough(decision: Decision, candidate: Candidate) -> bool:
 
 
 def best(tried: Sequence[Candidate]) -> Candidate | None:
-    """The candidate with the best tune accuracy over the new and the earlier windows; the cheaper one of equals."""
+    """The candidate with the best tune accuracy over the new and the earlier windows; the cheaper one of equals.
+
+    One that has forgotten is not the best while there is another: the gates would refuse it, and look at one alone.
+    """
     if not tried:
         return None
-    return max(tried, key=lambda c: c.reached + (c.reached if c.kept_accuracy is None else c.kept_accuracy))
+    keeping = [c for c in tried if c.forgot <= FORGOTTEN]
+    return max(keeping or tried, key=lambda c: c.reached + (c.reached if c.kept_accuracy is None else c.kept_accuracy))
 
 
 def bank_after(tick: Tick, window: Window, drift: DriftReport | None, trust: Trust) -> tuple[Banked, ...]:

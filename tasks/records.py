@@ -506,6 +506,8 @@ class Candidate(Record):
     """On the tune samples of the earlier windows; null if there are none."""
     champion_accuracy: Share | None = None
     """The champion's on the samples that `reached` is of; null without a champion or such samples."""
+    champion_kept_accuracy: Share | None = None
+    """The champion's on the tune samples of the earlier windows; null without a champion or such samples."""
     training: Training | None = None
     """Null where no network was trained."""
     cost: Cost
@@ -520,6 +522,13 @@ class Candidate(Record):
     def reached(self) -> float:
         """Accuracy on *tune*: the window's, or that of the earlier windows where the window has no tune sample."""
         return self.tune_accuracy if self.tune_samples or self.kept_accuracy is None else self.kept_accuracy
+
+    @property
+    def forgot(self) -> float:
+        """Accuracy lost on the tune samples of the earlier windows against the champion; 0 where that is not known."""
+        if self.kept_accuracy is None or self.champion_kept_accuracy is None:
+            return 0.0
+        return self.champion_kept_accuracy - self.kept_accuracy
 
     @property
     def gain(self) -> float | None:

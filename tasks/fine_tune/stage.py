@@ -146,6 +146,7 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         tune_accuracy = pooled([trainer.hits(tune)]) or 0.0
         kept_accuracy = pooled([trainer.hits(kept)]) if len(kept) else None
         module, spent = trainer.module, trainer.spent
+    champion_tune, champion_kept = (_champion_on(store, config, release, pool) for pool in (tune, kept))
     seconds = time.monotonic() - begun
     with scratch() as temporary:
         path = temporary / "model.safetensors"
@@ -166,7 +167,8 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         tune_accuracy=tune_accuracy,
         tune_samples=len(tune),
         kept_accuracy=kept_accuracy,
-        champion_accuracy=_champion_on(store, config, release, tune if len(tune) else kept),
+        champion_accuracy=champion_tune if len(tune) else champion_kept,
+        champion_kept_accuracy=champion_kept,
         training=training,
         cost=spent + Cost(seconds=seconds, device_seconds=seconds, samples=trained),
         device=device,

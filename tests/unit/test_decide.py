@@ -380,6 +380,18 @@ def test_the_best_is_good_on_new_and_earlier_windows_and_cheap(tried: list[Candi
     assert best(tried) == (None if expected is None else tried[expected])
 
 
+def test_what_has_forgotten_is_not_the_best_while_something_else_is_there() -> None:
+    forgot, kept = (
+        candidate(name, tune, kept=kept).model_copy(update={"champion_kept_accuracy": 0.9})
+        for name, tune, kept in (("full", 0.95, 0.87), ("head", 0.6, 0.89))
+    )
+    assert best([kept, forgot]) == kept
+    assert best([forgot]) == forgot
+    assert (forgot.forgot, kept.forgot) == (pytest.approx(0.03), pytest.approx(0.01))
+    assert best([kept, forgot.model_copy(update={"kept_accuracy": 0.89})]).rung == "full"  # type: ignore[union-attr]
+    assert candidate().forgot == 0
+
+
 # --- trust and the bank --------------------------------------------------------------------------------------
 
 
