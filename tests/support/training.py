@@ -11,7 +11,12 @@ from support.loop import open_tick, pipeline
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.store import FolderStore
 
-TRAINING = {"epochs": 6, "batch_size": 4, "learning_rate": 0.005, "augment": "crop_flip", "checkpoint_every": 3}
+TRAINING = {
+    "epochs": 6, "batch_size": 4, "learning_rate": "auto", "augment": "crop_flip", "checkpoint_every": 3,
+    "policy": "trivial", "mix": {"kind": "either"}, "sampling": "balanced", "layer_decay": 0.8, "keep": {"ema": 0.9},
+    "schedule": {"freeze": 0.5, "freeze_until": 0.5, "thaw": "gradually", "patience": 6},
+}  # fmt: skip
+"""With options that a checkpoint keeps something for, or that draw at random."""
 
 
 def place(folder: Path) -> tuple[FolderStore, PipelineConfig]:
