@@ -11,7 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import cycle
 from typing import Any
@@ -141,19 +141,18 @@ class Trainer:
         if not self.peak:
             self.peak = self.progress.peak = self.progress.peak or self._find_rate(pictures, batches, first)
         with scratch() as temporary:
-            writer = SummaryWriter(temporary)
-            with stoppable() as stop:
-                try:
-                    self._train(pictures, batches, writer, stop)
-                except _NotFinite as trouble:
-                    log.warning("the %s; going back, at a tenth of the learning rate", trouble)
-                    self._go_back(first)
-                    self._train(pictures, batches, writer, stop)
-            self.outcome.settle(self.module)
-            self.trained = round(len(pool) * self.progress.step / batches.each)
-            for name, weights in self.module.named_parameters():
-                writer.add_histogram(name, weights.detach().float().cpu(), self.config.epochs)
-            writer.close()
+            with closing(SummaryWriter(temporary)) as writer:  # its thread writes into that folder until it is closed
+                with stoppable() as stop:
+                    try:
+                        self._train(pictures, batches, writer, stop)
+                    except _NotFinite as trouble:
+                        log.warning("the %s; going back, at a tenth of the learning rate", trouble)
+                        self._go_back(first)
+                        self._train(pictures, batches, writer, stop)
+                self.outcome.settle(self.module)
+                self.trained = round(len(pool) * self.progress.step / batches.each)
+                for name, weights in self.module.named_parameters():
+                    writer.add_histogram(name, weights.detach().float().cpu(), self.config.epochs)
             events = sorted(temporary.iterdir())
             return {f"tensorboard/{p.name}": self.store.keep_file(f"{self.attempt}/tensorboard/{p.name}", p) for p in events}
 
