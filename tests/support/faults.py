@@ -42,6 +42,12 @@ WARM.set_forkserver_preload(
         "torchvision",
         "accelerate",
         "pyarrow.parquet",
+        "jinja2",
+        "matplotlib.backends.backend_agg",
+        "matplotlib.figure",
+        "scipy.optimize",
+        "torch.utils.tensorboard",
+        "torchvision.transforms.v2",
     ]
 )
 
