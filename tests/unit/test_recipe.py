@@ -35,7 +35,8 @@ from everfresh.tasks.fine_tune.recipe import (
     suggested,
 )
 from everfresh.tasks.fine_tune.trainer import Trainer
-from everfresh.tasks.records import Candidate, Tick, Training
+from everfresh.tasks.ledger import find
+from everfresh.tasks.records import Candidate, Release, Tick, Training
 from everfresh.tasks.store import FolderStore
 from everfresh.tasks.views import View
 
@@ -476,9 +477,15 @@ def test_without_tune_samples_a_training_goes_to_its_end(tmp_path: Path, caplog:
     assert "there is no tune sample" in caplog.text
 
 
-@pytest.mark.parametrize("rung", ["full", "pretrained"])
-def test_the_head_is_probed_first(tmp_path: Path, rung: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = later(tmp_path, probe_first=True, epochs=1)
+@pytest.mark.parametrize(("rung", "random"), [("full", True), ("pretrained", True), ("pretrained", False)])
+def test_the_head_is_probed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rung: Any, random: bool) -> None:
+    store, config, tick = later(tmp_path, probe_first=True, epochs=1)
+    release = find(store, f"releases/{tick.champion}/release.json", Release)
+    assert release is not None
+    if not random:  # the configured weights are the champion's own
+        weights = str(store.local(release.files["model.safetensors"]))
+        config = config.model_copy(update={"model": config.model.model_copy(update={"weights": weights})})
+    place = (store, config, tick)
     begun = []
     run = Trainer.run
 
@@ -490,7 +497,7 @@ def test_the_head_is_probed_first(tmp_path: Path, rung: Any, monkeypatch: pytest
     head = fine_tune(*place, "head")
     fine_tune(*place, rung)
     probed = all(torch.equal(begun[0][name], tensor) for name, tensor in weights_of(place, head).items())
-    assert probed is (rung == "full")  # this pipeline's `pretrained` starts at random, where there is nothing to probe
+    assert probed is (rung == "full" or not random)  # on random features there is nothing to probe
 
 
 # --- resume --------------------------------------------------------------------------------------------------------------
