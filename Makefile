@@ -6,7 +6,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .PHONY: help run test test-slow lint format bench bench-seeds bench-pacs bench-adapt bench-kill bench-s3 bench-upload \
-	bench-drift bench-drift-speed bench-harm bench-flights lock clean
+	bench-drift bench-drift-speed bench-harm bench-flights bench-flights-stream lock clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
@@ -70,6 +70,9 @@ bench-drift-speed: .venv/.installed ## our drift tests against Evidently's prese
 
 bench-flights: .venv/.installed ## drift of the flights of 2013 by month, beside the harm it does; needs FLIGHTS
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/flights_drift.py
+
+bench-flights-stream: .venv/.installed ## flights of 2013 through a network of one's own, frozen and kept fresh; needs FLIGHTS
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/flights_stream.py
 
 lock: .venv/.installed ## resolve anew, hashes and no host names
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

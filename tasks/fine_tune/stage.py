@@ -187,6 +187,13 @@ def _start(
     if release is None and start is None:
         return models.start(config.model, config.fine_tune.seed, config.s3)
     module, spec = _learnt(store, config, release, start)
+    mine, theirs = ([(f.name, f.categories) for f in features] for features in (config.model.features, spec.features))
+    if mine != theirs:
+        raise ModelError(
+            f"model.features must be those of the champion, {', '.join(name for name, _ in theirs) or 'none'}, and their "
+            f"categories, for any rung but pretrained, got {', '.join(name for name, _ in mine) or 'none'}. Put them back, or "
+            "start over with `everfresh run --force --rung pretrained`."
+        )
     if spec.classes != config.model.outputs:
         spec = models.with_classes(module, spec, config.model.outputs, config.fine_tune.seed)
     return module, spec.model_copy(update={"tolerance": config.model.tolerance or 0.0})

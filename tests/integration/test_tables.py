@@ -13,11 +13,12 @@ import pytest
 from support.consumer import score
 from support.loop import release_of, run_window
 from support.pickles import find_pickles
-from support.tables import pipeline, table, write
+from support.tables import FEATURES, pipeline, table, write
 from torch import nn
 
 from everfresh.tasks import models, publish
 from everfresh.tasks.config import load_config
+from everfresh.tasks.errors import ModelError
 from everfresh.tasks.ingest import freeze
 from everfresh.tasks.ledger import champion_moves
 from everfresh.tasks.models import save
@@ -68,6 +69,10 @@ def test_a_table_whose_world_moves_is_kept_fresh_to_the_consumer(tmp_path: Path)
     assert accuracy > 0.9
     assert as_recorded == 1
     assert find_pickles(store) == []
+
+    narrower = pipeline(tmp_path, model={"features": FEATURES[:2]})
+    with pytest.raises(ModelError, match=r"must be those of the champion, load, heat, site, .* --rung pretrained"):
+        run_window(store, narrower, request="forced")
 
 
 def test_a_network_that_already_runs_is_adopted_with_the_scale_it_was_trained_on(tmp_path: Path) -> None:
