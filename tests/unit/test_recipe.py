@@ -21,6 +21,7 @@ from everfresh.tasks.config import KeepConfig, PipelineConfig
 from everfresh.tasks.fine_tune import fine_tune
 from everfresh.tasks.fine_tune.augment import Mix, policy
 from everfresh.tasks.fine_tune.keep import Anchor, Average, Teacher, between, copied
+from everfresh.tasks.fine_tune.objective import Objective
 from everfresh.tasks.fine_tune.outcome import Outcome
 from everfresh.tasks.fine_tune.pool import pool_of
 from everfresh.tasks.fine_tune.recipe import (
@@ -38,6 +39,7 @@ from everfresh.tasks.fine_tune.trainer import Trainer
 from everfresh.tasks.ledger import find
 from everfresh.tasks.records import Candidate, Release, Tick, Training
 from everfresh.tasks.store import FolderStore
+from everfresh.tasks.targets import Targets
 from everfresh.tasks.views import View
 
 SHARE = st.floats(0, 1)
@@ -440,9 +442,10 @@ def test_tune_ends_a_training_and_the_best_epoch_stays(tmp_path: Path) -> None:
     store, config, tick = first(tmp_path, 60)
     module, spec = models.start(config.model, 0)
     view = View(store, tick.view)
-    pools = [pool_of(v, [], "tune", config.model.classes, 0, frozenset()) for v in (view, None)]
+    pools = [pool_of(v, [], "tune", Targets.of(spec), 0, frozenset()) for v in (view, None)]
     outcome = Outcome(module, KeepConfig(), 2, mix=False)
-    outcome.judge_by(*pools, spec, "cpu")
+    objective = Objective(Targets.of(spec), config.fine_tune, torch.zeros(0, dtype=torch.long))
+    outcome.judge_by(*pools, spec, objective, "cpu")
     head = models.linear_head(module, spec)
     right = head.bias.detach().clone()
     wrong = torch.tensor([100.0, 0.0, 0.0])
