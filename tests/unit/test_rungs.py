@@ -28,6 +28,7 @@ from everfresh.tasks.records import (
     Scores,
     TriedRung,
 )
+from everfresh.tasks.targets import Targets
 
 NOW = datetime(2024, 5, 1, tzinfo=UTC)
 NOTHING = Scores(samples=0, accuracy=0, loss=0, precision=0, recall=0, f1=0, per_class={}, confusion=())
@@ -103,7 +104,7 @@ def candidate(name: Any, tune: float) -> Candidate:
 def passes(gate: BetterGate, right: np.ndarray, champion: np.ndarray) -> bool:
     """Whether the gate lets a challenger through that is `right` (N,) where the champion is `champion` (N,)."""
     ours, theirs = (torch.eye(2, dtype=torch.float64)[1 - hits.astype(int)] for hits in (right, champion))
-    judged = Judged(np.zeros(len(right), dtype=np.int64), ours, theirs, np.ones(len(right), dtype=bool))
+    judged = Judged(np.zeros(len(right), dtype=np.int64), ours, theirs, np.ones(len(right), dtype=bool), Targets(("a", "b")))
     here = Comparison(challenger=NOTHING, champion=NOTHING, gain=paired_gain(*judged.pairs(), 0.95, "x"))
     return evaluate.judge(gate, judged, here, judged, None).passed
 
