@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from support.loop import SIDE, pipeline
-from support.pictures import _digits, encode, table
+from support.pictures import _digits, digits, encode, table
 
 from everfresh.flows.digits import Scanner, scan
 from everfresh.tasks.config import PipelineConfig
@@ -33,7 +34,7 @@ def labelled(config: PipelineConfig, files: dict[str, tuple[bytes, Any]]) -> Non
 def slants(folder: Path, **changes: Any) -> PipelineConfig:
     """A pipeline that tells by how many degrees a digit leans; five off is right."""
     model = {"task": "regression", "classes": (), "targets": ["slant"], "tolerance": 5.0} | changes.pop("model", {})
-    training = {"epochs": 30, "learning_rate": 0.01, "augment": "none", "batch_size": 16} | changes.pop("fine_tune", {})
+    training = {"epochs": 12, "learning_rate": 0.02, "augment": "none", "batch_size": 16} | changes.pop("fine_tune", {})
     gates = [{"kind": "floor", "metric": "mae", "maximum": 9}, {"kind": "better"}, {"kind": "no_worse", "margin": 0.2}]
     return pipeline(folder, source=SIDECAR, model=model, fine_tune=training, gates=gates, **changes)
 
@@ -46,4 +47,29 @@ def leaning(config: PipelineConfig, count: int, *, start: int, scanner: Scanner 
         grey = scan(_digits()[0][number][None] / 16, Scanner(scanner.contrast, scanner.blur, float(angle)))[0]
         small = np.asarray(Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
         files[f"{number:04d}.png"] = (encode(small), float(angle))
+    labelled(config, files)
+
+
+DIGITS, DARK = ("zero", "one", "two"), "dark"
+
+
+def sets(folder: Path, **changes: Any) -> PipelineConfig:
+    """A pipeline that tells which digit is in a picture, and whether it is dark: two attributes, any set of them."""
+    model = {"task": "multi_label", "classes": (*DIGITS, DARK)} | changes.pop("model", {})
+    training = {"epochs": 10, "learning_rate": 0.02, "augment": "none", "batch_size": 16} | changes.pop("fine_tune", {})
+    gates = [{"kind": "floor", "metric": "micro_f1", "minimum": 0.6}, {"kind": "better"}, {"kind": "no_worse", "margin": 0.2}]
+    return pipeline(folder, source=SIDECAR, model=model, fine_tune=training, gates=gates, **changes)
+
+
+def attributed(config: PipelineConfig, count: int, *, start: int, aged: bool = False) -> None:
+    """Digits arrive, every second one in negative, which is not dark; aged ones lie on their side and are faint."""
+    files = {}
+    for place, (key, data) in enumerate(digits(count, start=start, classes=DIGITS, side=SIDE).items()):
+        name, pixels = key.split("/")[0], np.asarray(Image.open(io.BytesIO(data)))
+        pixels = np.rot90(pixels) // 3 + 60 if aged else pixels
+        light = place % 2 == 0
+        files[key.replace("/", "-")] = (
+            encode(np.ascontiguousarray(pixels if light else 255 - pixels)),
+            [name] + [DARK] * light,
+        )
     labelled(config, files)
