@@ -21,7 +21,8 @@ from torchvision.transforms import v2
 def load(release: Path) -> tuple[torch.nn.Module, Callable[[bytes], torch.Tensor], dict]:
     """The model in eval mode, what turns the bytes of a sample into its input, and config.json."""
     config = json.loads((release / "config.json").read_text())
-    head, classes, architecture = config["head"], len(config["classes"]), config["architecture"]
+    head, architecture = config["head"], config["architecture"]
+    classes = len(config.get("targets") or config["classes"])
     features = config.get("features", [])  # of rows of a table; absent where samples are pictures
     if ":" in architecture:  # your own
         module, _, name = architecture.partition(":")
@@ -63,14 +64,33 @@ def sample(shard: Path, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
+def label(scores: torch.Tensor, config: dict) -> str:
+    """What the model says of one sample, as labels are written: a class, a set such as `cat|dog`, or values."""
+    if config.get("task") == "multi_label":
+        return "|".join(sorted(name for name, s in zip(config["classes"], scores, strict=True) if s > 0)) or "|"
+    if config.get("task") == "regression":
+        return ";".join(f"{value:.6g}" for value in scores.tolist())
+    return config["classes"][int(scores.argmax())]
+
+
+def agree(said: str, other: str, config: dict, tolerance: float) -> bool:
+    """Whether two labels are one: at most `tolerance` classes of a set differ, or no value by more than that."""
+    if config.get("task") == "multi_label":
+        return len((set(said.split("|")) ^ set(other.split("|"))) - {""}) <= tolerance
+    if config.get("task") == "regression":
+        return all(abs(float(a) - float(b)) <= tolerance for a, b in zip(said.split(";"), other.split(";"), strict=True))
+    return said == other
+
+
 def score(store: Path, release: str) -> tuple[float, float]:
     """Accuracy on the hold-out, and the share of predictions that are those of holdout.jsonl."""
     model, prepare, config = load(store / "releases" / release)
     samples = [json.loads(line) for line in (store / "releases" / release / "holdout.jsonl").read_text().splitlines()]
     with torch.no_grad():
         scores = torch.cat([model(prepare(sample(store / s["shard"], s["offset"], s["size"]))[None]) for s in samples])
-    guesses = [config["classes"][i] for i in scores.argmax(1)]
-    right, same = (sum(g == s[key] for g, s in zip(guesses, samples, strict=True)) for key in ("label", "predicted"))
+    guesses, tolerance = [label(row, config) for row in scores], config.get("tolerance", 0)
+    right = sum(agree(g, s["label"], config, tolerance) for g, s in zip(guesses, samples, strict=True))
+    same = sum(agree(g, s["predicted"], config, tolerance / 1000) for g, s in zip(guesses, samples, strict=True))
     return right / len(samples), same / len(samples)
 
 

@@ -15,6 +15,7 @@ from everfresh.tasks.records import AliasMove, JournalEntry, Release
 from everfresh.tasks.store import Store, pipeline_store
 
 MEANS = {
+    "right_is": "right is",
     "champion_accuracy": "its accuracy, at release",
     "drift_alarm": "drift alarm on it",
     "estimated_accuracy": "estimated accuracy on it, of the champion that met it",
@@ -42,6 +43,7 @@ def status(config: PipelineConfig) -> dict[str, Any]:
         "release": store.url(f"releases/{move.release}") if move else None,
         "since": move.at.isoformat() if move else None,
         "champion_accuracy": release.accuracy if release else None,
+        "right_is": meaning(config),
         "by": f"{move.by}: {move.kind}{_because(move.reason)}" if move else None,
         "pinned": move.pinned if move else False,
         "windows": head.seq if head else 0,
@@ -55,6 +57,16 @@ def status(config: PipelineConfig) -> dict[str, Any]:
         "last_tick": last.finished_at.isoformat() if last else None,
         "nothing_new_at": idle_since(store),
     }
+
+
+def meaning(config: PipelineConfig) -> str:
+    """When a prediction counts as right, which is what every accuracy is the share of."""
+    model = config.model
+    if model.task == "regression":
+        return f"at most {model.tolerance:g} off in {', '.join(model.targets)}"
+    if model.task == "multi_label":
+        return f"at most {model.tolerance:g} classes wrong" if model.tolerance else "the very set of classes"
+    return "the class"
 
 
 def status_table(facts: dict[str, Any]) -> Table:

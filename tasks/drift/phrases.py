@@ -13,8 +13,8 @@ MISSING = 0.05
 
 
 def made_by_model(name: str) -> bool:
-    """Whether a column is a class probability or an embedding component, which mean little to people."""
-    return name.startswith(("embedding ", "P("))
+    """Whether a column is a class probability, a predicted value or an embedding component, and none of the data."""
+    return name.startswith(("embedding ", "P(", "prediction:"))
 
 
 def column_words(column: ColumnDrift) -> str:
@@ -39,6 +39,8 @@ def column_words(column: ColumnDrift) -> str:
 def named(column: ColumnDrift) -> str:
     """A column's name as a heading."""
     name = short(column.name, 30)
+    if column.name.startswith("prediction:"):
+        return f"what it says: {short(column.name.removeprefix('prediction:'), 20)}"
     if column.name.startswith("P(") and column.name.endswith(")"):
         return f"how likely: {short(column.name[2:-1], 20)}"
     return name.replace("embedding ", "embedding, direction ", 1) if column.name.startswith("embedding ") else name

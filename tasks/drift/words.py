@@ -170,7 +170,7 @@ def _model_words(report: DriftReport) -> str:
     sure = next((c for c in report.columns if c.name == "confidence" and c.p_value < CLEAR), None)
     if sure and math.isfinite(sure.effect) and abs(sure.effect) >= 0.2:
         return f"the champion is {'more' if sure.effect > 0 else 'less'} sure of its answers ({sd(sure.effect)})"
-    if any(c.p_value < CLEAR and (c.name == "prediction" or c.name.startswith("P(")) for c in report.columns):
+    if any(c.p_value < CLEAR and (c.name == "prediction" or c.name.startswith(("P(", "prediction:"))) for c in report.columns):
         return "the champion's answers are mixed differently"
     return f"the {_noun(report)} have changed as a whole ({p_words(report.p_value)})"
 

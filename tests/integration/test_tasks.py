@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import consumer
 from support.loop import Outcome, release_of, run_window
 from support.tasks import AGED, DARK, DIGITS, attributed, labelled, leaning, sets, slants
 
@@ -63,6 +64,8 @@ def test_a_regression_follows_a_scanner_that_ages(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in store.read(release_of(store, done.move).files["holdout.jsonl"]).splitlines()]
     near = np.mean([abs(float(line["label"]) - float(line["predicted"])) <= 5 for line in lines])
     assert near == pytest.approx(challenger.accuracy)
+    accuracy, as_recorded = consumer.score(tmp_path / "store", done.move.release)
+    assert (accuracy, as_recorded) == (pytest.approx(challenger.accuracy), 1)
     assert done.evaluation is not None
     assert set(done.evaluation.files) == {"values.png"}
 
@@ -84,6 +87,8 @@ def test_sets_of_classes_follow_pictures_that_are_turned(tmp_path: Path) -> None
     assert challenger.accuracy > champion.accuracy + 0.2
     for name in ("micro_f1", "hamming_accuracy", "mean_average_precision"):
         assert challenger.metrics[name] >= champion.metrics[name]
+    accuracy, as_recorded = consumer.score(tmp_path / "store", done.move.release)
+    assert (accuracy, as_recorded) == (pytest.approx(challenger.accuracy), 1)
     release = release_of(store, done.move)
     assert json.loads(store.read(release.files["config.json"]))["classes"] == [*DIGITS, DARK]
     assert b"says which of 4 classes a picture has; right means all of them" in store.read(release.files["card.md"])

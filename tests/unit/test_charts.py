@@ -3,6 +3,7 @@
 import base64
 import io
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import train_test_split
 
-from everfresh.tasks.charts import TimelinePoint, confusion_picture, data_uri, timeline_picture
+from everfresh.tasks.charts import TimelinePoint, classes_picture, confusion_picture, data_uri, timeline_picture, values_picture
+from everfresh.tasks.targets import Targets
 
 GREEN, BLUE, RED, AMBER = (0, 158, 115), (0, 114, 178), (213, 94, 0), (184, 119, 0)
 
@@ -128,3 +130,24 @@ def test_a_data_uri_holds_the_picture(digits, tmp_path):
     kind, encoded = data_uri(path).split(",")
     assert kind == "data:image/png;base64"
     assert Image.open(io.BytesIO(base64.b64decode(encoded))).format == "PNG"
+
+
+@pytest.mark.parametrize("names", [("slant",), ("slant $x$", "width")])
+def test_values_are_drawn_against_the_labels(tmp_path: Path, names: tuple[str, ...]) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(30, len(names)))
+    targets = Targets(names, "regression", 0.5)
+    for count, champion in ((30, truth + 1), (30, None), (0, None)):
+        path = values_picture(champion, truth[:count] + 0.1, truth[:count], targets, tmp_path / "values.png")
+        width, height = size_of(path)
+        assert width == (900 if champion is not None else 450)
+        assert height == 450 * len(names)
+
+
+@pytest.mark.parametrize("classes", [0, 1, 3, 60])
+def test_classes_of_sets_are_drawn_as_bars(tmp_path: Path, classes: int) -> None:
+    scores = {f"class {n}": {"f1": n / 60, "samples": float(n)} for n in range(classes)}
+    for champion in (scores, {}, None):
+        width, height = size_of(classes_picture(champion, scores, tmp_path / "classes.png"))
+        assert width == 900
+        assert height < 1_600

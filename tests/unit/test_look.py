@@ -62,7 +62,7 @@ def shown(table: Table) -> str:
 
 def test_an_empty_pipeline_has_an_empty_status(config: PipelineConfig) -> None:
     facts = status(config)
-    assert {k for k, v in facts.items() if v not in (None, 0, [], False)} == {"pipeline", "store"}
+    assert {k for k, v in facts.items() if v not in (None, 0, [], False)} == {"pipeline", "store", "right_is"}
     assert "–" in shown(status_table(facts))
 
 

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, classification_report, log_loss
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    classification_report,
+    f1_score,
+    hamming_loss,
+    log_loss,
+    mean_absolute_error,
+    r2_score,
+    root_mean_squared_error,
+)
 from torch import Tensor
 
 from everfresh.tasks.metrics import paired_gain, score
@@ -83,3 +95,41 @@ def test_swapping_the_models_turns_the_sign(pairs: list[tuple[bool, bool]]) -> N
     assert there.low <= there.value <= there.high
     assert there.low >= -1
     assert there.high <= 1
+
+
+def test_scores_of_sets_are_those_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, (50, 4)).astype(np.float32)
+    truth[:, 3] = 0  # a class that never occurs
+    scores = torch.from_numpy(rng.normal(size=(50, 4)) + truth - 0.5).float()
+    said = (scores > 0).numpy()
+    found = score(scores, truth, Targets(CLASSES, "multi_label"))
+    assert found.accuracy == accuracy_score(truth, said)
+    assert found.metrics["micro_f1"] == f1_score(truth, said, average="micro")
+    assert found.metrics["hamming_accuracy"] == pytest.approx(1 - hamming_loss(truth, said))
+    assert found.metrics["mean_average_precision"] == pytest.approx(
+        average_precision_score(truth[:, :3], scores.numpy()[:, :3], average="macro")
+    )
+    assert found.f1 == pytest.approx(f1_score(truth[:, :3], said[:, :3], average="macro"))
+    assert found.loss == pytest.approx(log_loss(truth.ravel(), scores.sigmoid().numpy().ravel()), rel=1e-5)
+    assert found.confusion == ()
+    assert found.get("micro_f1") == found.metrics["micro_f1"]
+    assert found.get("recall") == found.recall
+
+
+def test_scores_of_values_are_those_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal([3, -50], [1, 20], (40, 2)).astype(np.float32)
+    said = truth + rng.normal(0, 0.5, (40, 2)).astype(np.float32)
+    found = score(torch.from_numpy(said), truth, Targets(("x", "y"), "regression", 0.5))
+    assert found.get("mae") == pytest.approx(mean_absolute_error(truth, said), rel=1e-5)
+    assert found.get("rmse") == pytest.approx(root_mean_squared_error(truth, said), rel=1e-5)
+    assert found.get("r2") == pytest.approx(r2_score(truth, said), rel=1e-5)
+    assert found.accuracy == (np.abs(said - truth).max(axis=1) <= 0.5).mean()
+    assert (found.precision, found.recall, found.f1) == (None, None, None)
+
+
+@pytest.mark.parametrize("task", ["multi_label", "regression"])
+def test_no_sample_scores_nothing_in_any_task(task: Any) -> None:
+    targets = Targets(CLASSES, task, 1)
+    assert score(torch.zeros(0, 4), targets.encode([]), targets).accuracy == 0
