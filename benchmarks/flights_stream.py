@@ -134,7 +134,7 @@ def scores(store: Any, release_id: str | None, name: str) -> dict[str, float]:
     assert release is not None
     view = View(store, name)
     module = models.load(store, release.spec, release.files["model.safetensors"], code=release.spec.architecture)
-    rows = view.rows(classes=release.spec.classes).tolist()
+    rows = view.rows(known=release.spec.classes).tolist()
     made = models.embed(module, release.spec, view.read(rows))[1].softmax(dim=1)[:, 1].double().numpy()
     late = np.array([view.samples[r].label == "yes" for r in rows])
     return {
