@@ -287,3 +287,21 @@ def test_a_first_model_gathers_small_windows_until_it_can_learn(tmp_path: Path) 
         assert len(ran.entry.bank) == number + 1  # trusted, so that the next window learns from it too
     assert number > 0
     assert ran.entry.version == 1
+
+
+@pytest.mark.parametrize(("maximum", "passed", "sign"), [(0.6, True, "≤"), (0.4, False, ">")])
+def test_a_floor_on_an_error_is_a_maximum(maximum: float, passed: bool, sign: str) -> None:
+    targets = Targets(("x",), "regression", 1)
+    window = Judged(np.zeros((4, 1)), torch.full((4, 1), 0.5), None, np.ones(4, dtype=bool), targets)
+    verdict = said(FloorGate(metric="mae", maximum=maximum), window)
+    assert (verdict.passed, verdict.words) == (passed, f"floor: mae 0.5 {sign} {maximum:g} on 4 window samples")
+
+
+def test_sets_are_compared_where_both_models_know_the_classes_that_are_there() -> None:
+    """The champion knows no bird: pictures with one say nothing of who is better."""
+    targets = Targets(("cat", "dog", "bird"), "multi_label")
+    truth = targets.encode(["cat", "bird|cat", "|"])
+    window = Judged(truth, torch.from_numpy(truth) - 0.5, torch.tensor([[1.0, -1, -9]] * 3), truth[:, 2] == 0, targets)
+    ours, theirs = window.pairs()
+    assert ours.tolist() == [1, 1]
+    assert theirs.tolist() == [1, 0]

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from everfresh.tasks.drift.frame import Frame
+from everfresh.tasks.drift.frame import Answers, Frame
 from everfresh.tasks.drift.harm import MOST_SLICES, class_shift, concept, estimated_accuracy, slices
+from everfresh.tasks.targets import Targets
 
 CLASSES = ("a", "b", "c")
 
@@ -322,3 +323,60 @@ def test_a_champion_without_errors_on_either_side_has_no_changed_concept() -> No
         return altered(sample, labels=sample.probabilities.argmax(axis=1))
 
     assert concept(perfect(frame(100)), perfect(frame(100, 1)), 0, 99) == 1.0
+
+
+# --- sets and values -----------------------------------------------------------------------------------------------
+
+
+def answered(task: str, seed: int, noise: float, shift: float = 0.0, rows: int = 200) -> Frame:
+    """Labels that follow from the embedding, and a champion that is `noise` away from them."""
+    from scipy.special import expit
+
+    rng = np.random.default_rng(seed)
+    embeddings = rng.normal(size=(rows, 6)) + shift
+    truth, scores = embeddings[:, :2], embeddings[:, :2] + rng.normal(0, noise, (rows, 2))
+    if task == "regression":
+        answers = Answers(Targets(("x", "y"), "regression", 0.5), scores, truth)
+        return Frame({}, {}, np.zeros((rows, 0)), embeddings, (), np.zeros(rows, np.int64), answers=answers)
+    sets = Targets(("a", "b"), "multi_label")
+    numbers = {"confidence": sets.confidence(expit(3 * scores))}
+    answers = Answers(sets, 3 * scores, (truth > 0).astype(float))
+    return Frame(numbers, {}, expit(3 * scores), embeddings, sets.names, np.zeros(rows, np.int64), answers=answers)
+
+
+@pytest.mark.parametrize("task", ["multi_label", "regression"])
+class TestOfSetsAndValues:
+    def test_a_quiet_window_is_expected_to_do_as_the_reference_did(self, task: str) -> None:
+        reference, current = answered(task, 0, 0.3), answered(task, 1, 0.3)
+        accuracy, estimate = estimated_accuracy(reference, current, 0)
+        assert accuracy == reference.correct.mean()
+        assert abs(estimate.value - accuracy) < 0.05
+        assert estimate.low <= current.correct.mean() <= estimate.high
+
+    def test_a_champion_that_parts_from_the_second_head_is_expected_to_do_worse(self, task: str) -> None:
+        reference, current = answered(task, 0, 0.3), answered(task, 1, 1.5)
+        accuracy, estimate = estimated_accuracy(reference, current, 0)
+        assert current.correct.mean() < accuracy - 0.1
+        assert estimate.value < accuracy - 0.03
+
+    def test_on_the_reference_itself_it_is_exact(self, task: str) -> None:
+        reference = answered(task, 0, 0.3)
+        accuracy, estimate = estimated_accuracy(reference, reference, 0)
+        assert estimate.value == pytest.approx(accuracy)
+
+    def test_errors_at_equal_predictions_are_told_from_chance(self, task: str) -> None:
+        reference, same, worse = answered(task, 0, 0.3), answered(task, 1, 0.3), answered(task, 2, 0.8)
+        quiet, loud = (concept(reference, window, 0, 199) for window in (same, worse))
+        assert quiet is not None
+        assert loud is not None
+        assert quiet > 0.05
+        assert loud <= 0.01
+
+    def test_no_label_is_no_accuracy(self, task: str) -> None:
+        reference = answered(task, 0, 0.3)
+        blind = Frame(**{**vars(reference), "labels": np.full(len(reference), -1)})
+        _, estimate = estimated_accuracy(blind, reference, 0)
+        assert (estimate.low, estimate.high) == (0, 1)
+        assert concept(blind, reference, 0, 99) is None
+        assert slices(blind, reference) == ()
+        assert class_shift(reference, reference, 0) == ()
