@@ -1,8 +1,9 @@
-"""What is trained and tuned on: rows of the window, and a reservoir of earlier ones, class by class and window by window.
+"""What is trained and tuned on: rows of the window, and a reservoir of earlier ones, fair to each window and class.
 
-Each sample has a fixed place in its cell, one class of one window, by a hash of its bytes; the reservoir takes the first of
-every cell, then the second of every cell, until its budget is spent (a stratified bottom-k sample: Cohen & Kaplan, PODC 2007).
-So no window and no class crowds another out, and what is kept under a budget is kept under every larger one.
+Each sample has a fixed place in its window: first one of every class, then the others so that every class keeps its share.
+The reservoir takes the first of every window, then the second of every window, until its budget is spent (a stratified
+bottom-k sample: Cohen & Kaplan, PODC 2007). So no window crowds another out, no class dies out, rare ones stay rare, and
+what is kept under a budget is kept under every larger one.
 """
 
 from __future__ import annotations
@@ -60,14 +61,19 @@ def pool_of(
 
 
 def reservoir(samples: Sequence[tuple[str, str, str]], most: int) -> frozenset[tuple[str, str, str]]:
-    """At most `most` samples, each (view, class, key): of every class and window the same number, as far as it has them.
+    """At most `most` samples, each (view, class, key): of every window the same number, as far as it has them.
 
-    Whatever the order of the samples, the same ones are kept; they are among those that a larger budget keeps.
+    Of a window's classes there is at least one sample each as soon as there are as many places, and beyond that each class
+    has the share that it has in the window. Whatever the order of the samples, the same ones are kept; they are among those
+    that a larger budget keeps.
     """
     cells: dict[tuple[str, str], list[tuple[str, tuple[str, str, str]]]] = defaultdict(list)
     for sample in set(samples):
         cells[sample[:2]].append((digest_of("replay", *sample), sample))
-    places = [(place, draw, sample) for cell in cells.values() for place, (draw, sample) in enumerate(sorted(cell))]
+    windows: dict[str, list[tuple[float, str, tuple[str, str, str]]]] = defaultdict(list)
+    for (view, _), cell in cells.items():
+        windows[view] += [(rank and (rank + 0.5) / len(cell), *drawn) for rank, drawn in enumerate(sorted(cell))]
+    places = [(place, draw, sample) for own in windows.values() for place, (_, draw, sample) in enumerate(sorted(own))]
     return frozenset(sample for _, _, sample in sorted(places)[:most])
 
 

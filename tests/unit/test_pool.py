@@ -23,10 +23,25 @@ def test_a_reservoir_is_full_to_its_budget_and_no_fuller(samples: list[tuple[str
 
 
 @given(SAMPLES, BUDGET)
-def test_no_class_of_a_window_gets_more_than_another_that_has_more(samples: list[tuple[str, str, str]], most: int) -> None:
+def test_no_window_gets_more_than_another_that_has_more(samples: list[tuple[str, str, str]], most: int) -> None:
+    kept, there = (Counter(s[0] for s in some) for some in (reservoir(samples, most), set(samples)))
+    assert all(kept[view] == there[view] or kept[view] >= max(kept.values(), default=0) - 1 for view in there)
+
+
+@given(SAMPLES, BUDGET)
+def test_each_class_of_a_window_keeps_its_share_and_none_dies_out(samples: list[tuple[str, str, str]], most: int) -> None:
     kept, there = (Counter(s[:2] for s in some) for some in (reservoir(samples, most), set(samples)))
-    assert all(kept[cell] == there[cell] or kept[cell] >= max(kept.values(), default=0) - 1 for cell in there)
-    assert most < len(there) or set(kept) == set(there)
+    for view in {view for view, _ in there}:
+        classes = [cell for cell in there if cell[0] == view]
+        places, size = (sum(counts[cell] for cell in classes) for counts in (kept, there))
+        assert places < len(classes) or all(kept[cell] for cell in classes)
+        assert all(abs(kept[cell] - places * there[cell] / size) <= len(classes) for cell in classes)
+
+
+def test_a_rare_class_stays_rare_under_any_budget() -> None:
+    samples = [("V", "rare" if i % 10 == 0 else "common", str(i)) for i in range(1_000)]
+    kept = Counter(label for _, label, _ in reservoir(samples, 200))
+    assert abs(kept["rare"] - 20) <= 1
 
 
 @given(SAMPLES, BUDGET, BUDGET)
@@ -73,7 +88,7 @@ def pool(most: int, withheld: frozenset[str] = frozenset()) -> Pool:
     return pool_of(Fake("new", "aabbcc"), old, "train", Targets(("a", "b")), most, withheld)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("most", "sizes"), [(0, [2]), (3, [2, 1, 2]), (100, [2, 10, 3])])
+@pytest.mark.parametrize(("most", "sizes"), [(0, [2]), (3, [2, 2, 1]), (100, [2, 10, 3])])
 def test_a_pool_has_all_of_the_window_and_a_reservoir_of_the_others(most: int, sizes: list[int]) -> None:
     found = pool(most)
     assert [len(rows) for _, rows in found.parts] == sizes
