@@ -6,7 +6,8 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .PHONY: help run test test-slow lint format bench bench-seeds bench-pacs bench-adapt bench-kill bench-s3 bench-upload \
-	bench-drift bench-drift-speed bench-harm bench-flights bench-flights-stream lock clean
+	bench-drift bench-drift-speed bench-harm bench-flights bench-flights-stream bench-train-overhead bench-train-layout bench-train-input \
+	bench-train-peers lock clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
@@ -73,6 +74,18 @@ bench-flights: .venv/.installed ## drift of the flights of 2013 by month, beside
 
 bench-flights-stream: .venv/.installed ## flights of 2013 through a network of one's own, frozen and kept fresh; needs FLIGHTS
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/flights_stream.py
+
+bench-train-overhead: .venv/.installed ## our training loop against a bare one, step by step
+	$(BIN)/python -W ignore benchmarks/train_overhead.py
+
+bench-train-layout: .venv/.installed ## the setting that is chosen by itself against every one of the grid
+	$(BIN)/python -W ignore benchmarks/train_layout.py
+
+bench-train-input: .venv/.installed ## training from JPEGs in shards against the bound of decoding; needs PACS_DATA
+	$(BIN)/python -W ignore benchmarks/train_input.py
+
+bench-train-peers: .venv/.installed ## the same fine-tune in other trainers; needs PACS_DATA, SQUEEZENET and the extra peers
+	$(BIN)/python -W ignore benchmarks/train_peers.py
 
 lock: .venv/.installed ## resolve anew, hashes and no host names
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

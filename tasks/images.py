@@ -7,6 +7,7 @@ and Deepchecks' image suites: brightness, contrast, sharpness, colourfulness (Ha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import warnings
@@ -139,18 +140,73 @@ def _difference_hash(grey: Image.Image) -> str:
     return bits.tobytes().hex()
 
 
+def pixels(data: bytes) -> torch.Tensor:
+    """The picture as upright RGB, (3, H, W) uint8: the pixels of :func:`decode`.
+
+    JPEGs in grey or colour go through torchvision's reader, in half of Pillow's time and without holding other threads up;
+    both stand on libjpeg-turbo, so the pixels are the same. All others go through Pillow, as do these where torchvision has
+    no reader any more (0.29 calls its own deprecated; the operator behind it says so to nobody).
+
+    Raises:
+        DataError: not a whole, single, bounded picture; says which.
+    """
+    import torch
+    from torchvision.io import ImageReadMode
+    from torchvision.transforms.v2 import functional as F
+
+    read: torch.Tensor
+    if _is_upright_jpeg(data):
+        with contextlib.suppress(RuntimeError, AttributeError):  # Pillow finds the words for it, or reads it
+            coded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            read = torch.ops.image.decode_jpeg(coded, ImageReadMode.RGB.value, False)
+            return read
+    read = F.pil_to_tensor(decode(data))
+    return read
+
+
+def _is_upright_jpeg(data: bytes) -> bool:
+    """Whether the segments before the picture are those of a bounded JPEG in grey or colour that need not be turned."""
+    at = 2 if data.startswith(b"\xff\xd8\xff") else len(data)
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
+        if marker == 0xE1 and _turns(data[at + 4 : at + 2 + length]):
+            return False
+        if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:  # the frame's header
+            bits, channels = data[at + 4], data[at + 9]
+            height, width = int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
+            return bits == 8 and channels in {1, 3} and 0 < height * width <= MAX_PIXELS
+        at += 2 + length
+    return False
+
+
+def _turns(segment: bytes) -> bool:
+    """Whether a segment of metadata may say that the picture does not stand upright."""
+    if not segment.startswith(b"Exif\0\0"):
+        return b"rientation" in segment  # XMP's
+    try:
+        exif = Image.Exif()
+        exif.load(segment)
+        return bool(exif.get(0x0112, 1) != 1)
+    except Exception:  # as in `decode`
+        return True
+
+
 def to_tensor(data: bytes, size: int) -> torch.Tensor:
     """The picture as the model's input before normalisation: (3, size, size) uint8.
 
     The shorter side is resized with antialiasing, the centre cut out: the steps of torchvision's presets, on
     tensors, so that a consumer with torchvision alone gets the same numbers.
     """
+    return framed(pixels(data), size)
+
+
+def framed(picture: torch.Tensor, size: int) -> torch.Tensor:
+    """The centre of a picture (3, H, W), its shorter side resized to `size`: (3, size, size)."""
     from torchvision.transforms.v2 import functional as F
 
-    image: torch.Tensor = F.pil_to_tensor(decode(data))
-    if image.shape[-2:] != (size, size):
-        image = F.center_crop(F.resize(image, [size], antialias=True), [size, size])
-    return image
+    if picture.shape[-2:] != (size, size):
+        picture = F.center_crop(F.resize(picture, [size], antialias=True), [size, size])
+    return picture
 
 
 def normalise(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:

@@ -482,6 +482,30 @@ class Training(Value):
     """Whether fewer steps were made than configured, because no more fitted into the budget of seconds."""
 
 
+class Layout(Value):
+    """How a training computed: the same weights and pictures, other arithmetic or order in memory."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the forward pass; bf16 by autocast, weights and updates stay fp32."""
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    compiled: bool = False
+    """By torch.compile; a last, smaller batch goes without."""
+    why: str = ""
+    """Pinned, default, measured, or measured before on this machine."""
+    measured: dict[str, float] = {}
+    """Milliseconds a step, forward and backward, by name of the setting."""
+
+    @property
+    def name(self) -> str:
+        """Precision, memory format, and whether it is compiled."""
+        return f"{self.precision} {self.memory_format}{' compiled' if self.compiled else ''}"
+
+    @property
+    def eager(self) -> Layout:
+        """The same without compilation."""
+        return self.model_copy(update={"compiled": False})
+
+
 class Candidate(Record):
     """A challenger: weights that one rung made from a window."""
 
@@ -512,6 +536,8 @@ class Candidate(Record):
     """Null where no network was trained."""
     cost: Cost
     device: str
+    layout: Layout | None = None
+    """How it was trained; null for the head rung and for older records."""
     files: dict[str, Part] = {}
     seed: int = 0
     code: str = ""

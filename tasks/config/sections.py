@@ -322,7 +322,8 @@ class ModelConfig(Section):
     features: Annotated[tuple[AnyColumn, ...], AfterValidator(_columns_differ)] = ()
     """Columns that the model is fed where the source is `rows`, in order; the three fields above are then not used."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of training and embedding; gates always compare in the precision that is served, fp32."""
+    """Arithmetic of embedding, and of training where `fine_tune.precision` finds none clearly faster; gates always compare in
+    the precision that is served, fp32."""
 
     @model_validator(mode="after")
     def _own_for_rows(self) -> Self:
@@ -519,6 +520,17 @@ class FineTuneConfig(Section):
     """Where `full` and `pretrained` train: `auto` (a GPU if there is one, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`."""
     checkpoint_every: int = Field(default=100, ge=1, le=1_000_000)
     """Steps between two checkpoints, of which a run keeps its newest two; a killed one loses at most so many."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of training, bf16 by autocast; `auto` measures a few steps and takes the fastest, `model.precision` in a
+    training too small for that. A resumed run keeps what it began with."""
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    """Order of pictures and filters in memory; `auto` measures."""
+    compile: Literal["auto"] | bool = "auto"
+    """Whether torch.compile makes the training step; `auto` tries it where minutes of compiling can pay back."""
+    workers: int | None = Field(default=None, ge=0, le=256)
+    """Threads that read, decode and augment ahead of training; 0 does it in between; null takes as many as fit."""
+    cache_mib: int = Field(default=512, ge=0, le=1_048_576)
+    """Decoded pictures are kept in memory if all of them take at most so many MiB; 0 decodes them anew in each epoch."""
     seed: int = Field(default=0, ge=0, le=4_294_967_295)
     """Seed of weights, order and augmentation."""
     keep: KeepConfig = KeepConfig()

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from everfresh.tasks.errors import DigestMismatch, ObjectMissing, StoreError
+from everfresh.tasks.records import Layout
 from everfresh.tasks.store import Store, file_digest, scratch
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ class Progress:
     """Of the learning rate, once a range test has found it; 0 before."""
     steps: int = 0
     """Of the training, where its budget of seconds has shortened it; else 0."""
+    layout: Layout | None = None
+    """How those steps were computed; the rest must be, to end in the same bytes."""
     random: dict[str, Tensor] = field(default_factory=dict)
     """State of the generators after those steps, where a checkpoint told; for `restore`."""
     beside: dict[str, Tensor] = field(default_factory=dict)
@@ -90,6 +93,8 @@ class Checkpoints:
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": t for name, t in state.items()}
         told = {name: str(getattr(progress, name)) for name in NUMBERS}
+        if progress.layout is not None:
+            told["layout"] = progress.layout.model_dump_json()
         with scratch() as temporary:
             path = temporary / "checkpoint"
             save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, path, told)
@@ -147,7 +152,9 @@ class Checkpoints:
             with safe_open(path, framework="pt") as file:
                 told = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            return tensors, Progress(**{name: kind(told[name]) for name, kind in NUMBERS.items()})  # type: ignore[arg-type]
+            layout = Layout.model_validate_json(told["layout"]) if "layout" in told else None
+            numbers = {name: kind(told[name]) for name, kind in NUMBERS.items()}
+            return tensors, Progress(**numbers, layout=layout)  # type: ignore[arg-type]
 
 
 def _step_of(key: str) -> int:

@@ -172,18 +172,18 @@ def effective(parts: int, samples: int, whole: int) -> int:
     return max(1, min(-(-parts * samples // whole), samples // 2))
 
 
-def balanced(labels: Tensor, samples: int) -> Tensor:
-    """Rows (N,) of an epoch with as many of each class that occurs, in random order; drawn from torch's generator.
+def balanced(labels: Tensor, samples: int, draw: torch.Generator | None = None) -> Tensor:
+    """Rows (N,) of an epoch with as many of each class that occurs, in random order, drawn from `draw`.
 
     The counts of two classes differ by at most one, and so do the counts of two samples of one class.
     """
     present = torch.unique(labels)
-    present = present[torch.randperm(len(present))]  # who gets the odd ones
+    present = present[torch.randperm(len(present), generator=draw)]  # who gets the odd ones
     chosen = []
     for place, label in enumerate(present.tolist()):
         rows = (labels == label).nonzero().flatten()
         count = samples // len(present) + (place < samples % len(present))
-        passes = [rows[torch.randperm(len(rows))] for _ in range(-(-count // len(rows)))]
+        passes = [rows[torch.randperm(len(rows), generator=draw)] for _ in range(-(-count // len(rows)))]
         chosen.append(torch.cat([*passes, rows[:0]])[:count])
     order = torch.cat(chosen)
-    return order[torch.randperm(len(order))]
+    return order[torch.randperm(len(order), generator=draw)]

@@ -39,8 +39,7 @@ from everfresh.tasks.vectors import fitted
 from everfresh.tasks.views import View
 
 CODE = (
-    *(f"fine_tune/{name}.py" for name in ("augment", "checkpoint", "device", "head", "input", "keep", "objective", "pool")),
-    *(f"fine_tune/{name}.py" for name in ("outcome", "recalibrate", "recipe", "stage", "trainer", "tune")),
+    *sorted(f"fine_tune/{path.name}" for path in Path(__file__).parent.glob("*.py")),
     *(f"{name}.py" for name in ("architectures", "models", "inputs", "images", "vectors", "views", "embeddings", "targets")),
 )
 """What a candidate's weights depend on, beside its inputs."""
@@ -119,7 +118,7 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
             spec = refit_head(embedder, train, tune, kept, config.fine_tune.seed)
         else:
             spec = recalibrate(embedder, train, tune, kept, _usual(store, release))
-        module, files, trained, device, spent = embedder.module, {}, len(train), "cpu", Cost()
+        module, files, trained, device, spent, layout = embedder.module, {}, len(train), "cpu", Cost(), None
         found = (
             [hits_of(embedder.scores(v, r)[1], labels_of(v, r, targets), targets) for v, r in p.parts] for p in (tune, kept)
         )
@@ -145,7 +144,7 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         objective.leave(models.linear_head(trainer.module, spec))
         tune_accuracy = pooled([trainer.hits(tune)]) or 0.0
         kept_accuracy = pooled([trainer.hits(kept)]) if len(kept) else None
-        module, spent = trainer.module, trainer.spent
+        module, spent, layout = trainer.module, trainer.spent, trainer.layout
     champion_tune, champion_kept = (_champion_on(store, config, release, pool) for pool in (tune, kept))
     seconds = time.monotonic() - begun
     with scratch() as temporary:
@@ -172,6 +171,7 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         training=training,
         cost=spent + Cost(seconds=seconds, device_seconds=seconds, samples=trained),
         device=device,
+        layout=layout,
         files=files,
         seed=config.fine_tune.seed,
         code=_code(),

@@ -10,10 +10,10 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from itertools import cycle
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -25,16 +25,17 @@ from everfresh.tasks.errors import StoreError, TrainingError
 from everfresh.tasks.fine_tune.augment import Mix, policy
 from everfresh.tasks.fine_tune.checkpoint import Checkpoints, Progress
 from everfresh.tasks.fine_tune.device import trains, use
-from everfresh.tasks.fine_tune.input import Batches, Pictures, augmented
+from everfresh.tasks.fine_tune.input import Batches, Feed, Pictures, seed_of, workers_of
 from everfresh.tasks.fine_tune.interrupt import Stop, stoppable
 from everfresh.tasks.fine_tune.keep import Anchor, Start
+from everfresh.tasks.fine_tune.layout import arithmetic, choose, compiled, default_of, if_it_compiles, memory_format
 from everfresh.tasks.fine_tune.objective import Objective
 from everfresh.tasks.fine_tune.outcome import Outcome
 from everfresh.tasks.fine_tune.pool import Pool, hits_of, labels_of
 from everfresh.tasks.fine_tune.recipe import blocks, effective, fitting, frozen, groups, hold, rate, suggested
-from everfresh.tasks.inputs import prepare, shape
+from everfresh.tasks.inputs import noise, prepare, shape
 from everfresh.tasks.progress import bar
-from everfresh.tasks.records import Cost, ModelSpec, Part, Training, digest_of
+from everfresh.tasks.records import Cost, ModelSpec, Part, Training
 from everfresh.tasks.store import Store, scratch
 
 log = logging.getLogger(__name__)
@@ -77,20 +78,21 @@ class Trainer:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         AcceleratorState._reset_state(reset_partial_state=True)  # each stage chooses its own precision
-        self.accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if config.model.precision == "bf16" else "no")
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision="no")  # `layout` says which precision
         self.device = str(self.accelerator.device)
         self.store, self.spec, self.attempt = store, spec, attempt
         self.objective = objective
         self.config: FineTuneConfig = config.fine_tune
         found = self.config.learning_rate
         self.peak = 0.0 if found == "auto" else found if rung == "pretrained" else found / 3
-        self.layout = models.layout(config.model.precision)
-        module = module.to(memory_format=self.layout)
+        self.layout = default_of(config.model.precision)
         start, keep = start or Start(), self.config.keep
         decay = 0.0 if keep.l2_sp and start.body else self.config.weight_decay
         optimizer = torch.optim.AdamW(groups(module, decay, self.config.layer_decay, spec.head), lr=self.peak)
         self.module: nn.Module
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        self.network: Callable[[Tensor], Tensor] = self.module
+        """What full batches go through: the module, or what was compiled of it."""
         self.checkpoints = Checkpoints(store, folder, attempt)
         self.progress = Progress(parts=self.config.accumulate)
         self.parts = [
@@ -99,8 +101,6 @@ class Trainer:
         """From the input to the head, with what of each learns."""
         self.anchor = Anchor(self.module, keep.l2_sp, "" if start.head else spec.head) if keep.l2_sp and start.body else None
         self.teacher = start.teacher(spec.classes, keep.distill, keep.temperature) if keep.distill else None
-        if self.teacher:
-            self.teacher.to(self.device, self.layout)
         self.outcome = Outcome(self.module, keep, self.config.schedule.patience, mix=start.head)
         self.policy = policy(self.config.policy)
         mix = self.config.mix
@@ -129,26 +129,29 @@ class Trainer:
         """
         from torch.utils.tensorboard import SummaryWriter
 
-        pictures = Pictures(pool, self.spec)
+        pictures = Pictures(pool, self.spec, self.config.cache_mib << 20)
         classes = pool.labels if self.config.sampling == "balanced" else None
         effective_batch = self.config.batch_size * self.config.accumulate
         batches = Batches(len(pictures), effective_batch, self.config.epochs, self.config.seed, classes)
         self.outcome.judge_by(tune, kept, self.spec, self.objective, self.device)
         self._resume()
         batches.steps = self.progress.steps or batches.steps
+        self._lay_out(batches)
+        workers = workers_of(self.config.workers, self.device)
+        feed = Feed(pictures, batches, self.config.augment, workers, pinned=self.device.startswith("cuda"))
         self.before = self.progress.seconds
         first = {} if self.progress.step else {n: t.detach().cpu().clone() for n, t in self.module.state_dict().items()}
         if not self.peak:
-            self.peak = self.progress.peak = self.progress.peak or self._find_rate(pictures, batches, first)
+            self.peak = self.progress.peak = self.progress.peak or self._find_rate(feed, first)
         with scratch() as temporary:
             with closing(SummaryWriter(temporary)) as writer:  # its thread writes into that folder until it is closed
                 with stoppable() as stop:
                     try:
-                        self._train(pictures, batches, writer, stop)
+                        self._train(feed, writer, stop)
                     except _NotFinite as trouble:
                         log.warning("the %s; going back, at a tenth of the learning rate", trouble)
                         self._go_back(first)
-                        self._train(pictures, batches, writer, stop)
+                        self._train(feed, writer, stop)
                 self.outcome.settle(self.module)
                 self.trained = round(len(pool) * self.progress.step / batches.each)
                 for name, weights in self.module.named_parameters():
@@ -156,38 +159,57 @@ class Trainer:
             events = sorted(temporary.iterdir())
             return {f"tensorboard/{p.name}": self.store.keep_file(f"{self.attempt}/tensorboard/{p.name}", p) for p in events}
 
-    def _train(self, pictures: Pictures, batches: Batches, writer: Any, stop: Stop) -> None:
+    def _lay_out(self, batches: Batches) -> None:
+        """Compute as the checkpoint was computed, else in the fastest way that is allowed."""
+        batch = noise(self.spec, min(self.config.batch_size, max(2, batches.samples))).to(self.device)
+        if (kept := self.progress.layout) is None:
+            model = f"{self.spec.architecture} {self.spec.native_head}"
+            with trains(self.spec, batch):
+                self.layout = choose(self.config, self.layout, self.module, batch, model, batches.steps)
+        else:
+            self.layout = if_it_compiles(kept, self.module, batch) if kept.compiled else kept
+        self.progress.layout = self.layout
+        self.module.to(memory_format=memory_format(self.layout))
+        self.network = compiled(self.module) if self.layout.compiled else self.module
+        if self.teacher:
+            self.teacher.to(self.device, memory_format(self.layout))
+
+    def _train(self, feed: Feed, writer: Any, stop: Stop) -> None:
         """Steps until the last one, or until somebody says stop: then what was done is kept."""
-        look = 1 if self.device == "cpu" else LOOK_EVERY
+        batches, look = feed.batches, 1 if self.device == "cpu" else LOOK_EVERY
         start, ended = replace(self.progress), time.monotonic()
         if self.outcome.over:
             return
-        for step, rows in bar(enumerate(batches.rows(start), start.step), "train", total=batches.steps - start.step):
-            self._step(pictures, rows, step, batches.steps)
-            self.outcome.after(self.module, step)
-            done = step + 1
-            stopped, due = stop.asked is not None, done % self.config.checkpoint_every == 0
-            shorter = (due or done == start.step + PLANNED_AFTER) and self._plan(batches, done)
-            last = done == batches.steps
-            keep = stopped or ((due or shorter) and not last)
-            if keep or last or done % look == 0:
-                self._look(step, batches.each, weights=keep or last)
-            begun, ended = ended, time.monotonic()
-            self.progress.step, self.progress.seconds = done, self.progress.seconds + ended - begun
-            if step > start.step:  # the first one warms up
-                self.durations.append(ended - begun)
-            if done % batches.each == 0 or last:
-                self._tell(writer, -(-done // batches.each))
-                self.outcome.judge(self.module, -(-done // batches.each))
-            if keep:
-                self._save()
-            if stopped:
-                log.warning(
-                    "told to stop: %d of %d steps are done and kept; the next run goes on from there", done, batches.steps
-                )
-                return
-            if self.outcome.over:
-                break
+        start.restore()
+        with closing(self._ready(feed, start.step)) as fed:
+            for step, (pixels, labels) in bar(enumerate(fed, start.step), "train", total=batches.steps - start.step):
+                if step % batches.each == 0:
+                    torch.manual_seed(seed_of("epoch", self.config.seed, step // batches.each))
+                self._step(pixels, labels, step, batches.steps)
+                self.outcome.after(self.module, step)
+                done = step + 1
+                stopped, due = stop.asked is not None, done % self.config.checkpoint_every == 0
+                shorter = (due or done == start.step + PLANNED_AFTER) and self._plan(batches, done)
+                last = done == batches.steps
+                keep = stopped or ((due or shorter) and not last)
+                if keep or last or done % look == 0:
+                    self._look(step, batches.each, weights=keep or last)
+                begun, ended = ended, time.monotonic()
+                self.progress.step, self.progress.seconds = done, self.progress.seconds + ended - begun
+                if step > start.step:  # the first one warms up
+                    self.durations.append(ended - begun)
+                if done % batches.each == 0 or last:
+                    self._tell(writer, -(-done // batches.each))
+                    self.outcome.judge(self.module, -(-done // batches.each))
+                if keep:
+                    self._save()
+                if stopped:
+                    log.warning(
+                        "told to stop: %d of %d steps are done and kept; the next run goes on from there", done, batches.steps
+                    )
+                    return
+                if self.outcome.over or last:  # of what was made ahead, nothing is taken any more
+                    break
         if stop.asked is not None:  # after the last step
             self._save()
 
@@ -206,15 +228,16 @@ class Trainer:
             batches.steps = self.progress.steps = steps
         return shorter
 
-    def _find_rate(self, pictures: Pictures, batches: Batches, first: dict[str, Tensor]) -> float:
+    def _find_rate(self, feed: Feed, first: dict[str, Tensor]) -> float:
         """A range test: the rate rises from step to step, and the weights are put back after it (Smith, WACV 2017)."""
         begun, count = time.monotonic(), RANGE_STEPS - 1
         rates = [RANGE[0] * (RANGE[1] / RANGE[0]) ** (number / count) for number in range(RANGE_STEPS)]
         losses: list[float] = []
+        again = chain.from_iterable(self._ready(feed, done) for done in repeat(0))
         with torch.random.fork_rng():
-            for number, rows in zip(range(RANGE_STEPS), cycle(batches.rows(Progress())), strict=False):
-                self._hold(0, batches.steps)
-                self._learn(*self._fed(pictures, rows, number), rates[number])
+            for number, (pixels, labels) in zip(range(RANGE_STEPS), again, strict=False):
+                self._hold(0, feed.batches.steps)
+                self._learn(*self._fed(pixels, labels, number), rates[number])
                 loss, _, samples = self.sums.tolist()
                 self.sums.zero_()
                 losses.append(loss / samples)
@@ -239,21 +262,28 @@ class Trainer:
             count = frozen(step, steps, len(self.parts) - 1, how.freeze, how.freeze_until, gradually=how.thaw == "gradually")
             hold(self.parts, count)
 
-    def _step(self, pictures: Pictures, rows: Tensor, step: int, steps: int) -> None:
+    def _step(self, pixels: Tensor, labels: Tensor, step: int, steps: int) -> None:
         self._hold(step, steps)
         peak = self.progress.scale * self.peak
-        self._learn(*self._fed(pictures, rows, step), rate(peak, step, steps, self.config.schedule.warm_up))
+        self._learn(*self._fed(pixels, labels, step), rate(peak, step, steps, self.config.schedule.warm_up))
 
-    def _fed(self, pictures: Pictures, rows: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels (B, 3, S, S), class numbers (B,) and targets, (B,) or (B, C), of a step."""
+    def _ready(self, feed: Feed, done: int) -> Generator[tuple[Tensor, Tensor]]:
+        """Batches after the first `done` and their class numbers; the time until one is there counts as waiting."""
         begun = time.monotonic()
-        loaded = [pictures[int(i)] for i in rows]
-        pixels = torch.stack([augmented(picture, self.config.augment) for picture, _ in loaded])
-        with self._drawn("policy", step):
-            pixels = torch.stack([self.policy(picture) for picture in pixels]) if self.policy else pixels
-        labels = torch.tensor([label for _, label in loaded], device=self.device)
-        self.progress.waiting += time.monotonic() - begun
-        pixels, targets = pixels.to(self.device), labels
+        for batch in feed(done):
+            self.progress.waiting += time.monotonic() - begun
+            yield batch
+            begun = time.monotonic()
+
+    def _fed(self, pixels: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels (B, 3, S, S), class numbers (B,) and targets, (B,) or (B, C), of a step, on the device."""
+        if self.policy:
+            begun = time.monotonic()
+            with self._drawn("policy", step):
+                pixels = torch.stack([self.policy(picture) for picture in pixels])
+            self.progress.waiting += time.monotonic() - begun
+        pixels, labels = (t.to(self.device, non_blocking=True) for t in (pixels, labels))
+        targets = labels
         if self.mix:
             with self._drawn("mix", step):
                 pixels, targets = self.mix(pixels, labels)
@@ -265,7 +295,7 @@ class Trainer:
     def _drawn(self, what: str, step: int) -> Iterator[None]:
         """Within it torch draws what follows from (seed, step) alone."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(digest_of(what, self.config.seed, step)[:15], 16))
+            torch.manual_seed(seed_of(what, self.config.seed, step))
             yield
 
     def _learn(self, pixels: Tensor, labels: Tensor, targets: Tensor, lr: float) -> None:
@@ -289,9 +319,10 @@ class Trainer:
         self.optimizer.zero_grad()
         try:
             for part, truth, target in zip(*(t.tensor_split(parts) for t in (pixels, labels, targets)), strict=True):
-                ready = prepare(part, self.spec, self.layout)
-                with self.accelerator.autocast():
-                    scores = self.module(ready)
+                ready = prepare(part, self.spec, memory_format(self.layout))
+                network = self.network if len(truth) == self.config.batch_size else self.module
+                with arithmetic(self.layout, self.accelerator.device.type):
+                    scores = network(ready)
                     loss = self.objective.loss(scores, target)
                     if self.teacher:
                         loss = loss + self.teacher.distance(scores, self.teacher.scores(ready))
@@ -361,7 +392,7 @@ class Trainer:
             if not first:
                 raise StoreError("fine_tune: the checkpoint that this run went on from is gone or damaged. Run it again.")
             self._put_back(first)
-        told = ("parts", "seconds", "waiting", "peak", "steps")
+        told = ("parts", "seconds", "waiting", "peak", "steps", "layout")
         self.progress = replace(self.progress, scale=LOWER, **{name: getattr(spent, name) for name in told})
 
     def _put_back(self, first: dict[str, Tensor]) -> None:

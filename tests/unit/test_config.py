@@ -244,6 +244,7 @@ BOUNDS: list[tuple[str, Any]] = [
     ("fine_tune.balance_beta", -0.1), ("fine_tune.balance_beta", 1),
     ("fine_tune.focal_gamma", -1), ("fine_tune.focal_gamma", 11), ("fine_tune.focal_gamma", NAN),
     ("fine_tune.huber_delta", 0), ("fine_tune.huber_delta", 101), ("model.tolerance", -1),
+    ("fine_tune.cache_mib", -1), ("fine_tune.cache_mib", 1_048_577), ("fine_tune.workers", -1), ("fine_tune.workers", 257),
     ("fine_tune.replay_max_samples", -1), ("fine_tune.replay_max_samples", 10_000_001),
     ("fine_tune.checkpoint_every", 0), ("fine_tune.checkpoint_every", 1_000_001),
     ("fine_tune.seed", -1), ("fine_tune.seed", 2**32),
