@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from everfresh.tasks import models
 from everfresh.tasks.config import FineTuneConfig, PipelineConfig, Rung
-from everfresh.tasks.errors import StoreError, TrainingError
+from everfresh.tasks.errors import TrainingError
 from everfresh.tasks.fine_tune.augment import Mix, policy
 from everfresh.tasks.fine_tune.checkpoint import Checkpoints, Progress
 from everfresh.tasks.fine_tune.device import trains, use
@@ -134,13 +134,13 @@ class Trainer:
         effective_batch = self.config.batch_size * self.config.accumulate
         batches = Batches(len(pictures), effective_batch, self.config.epochs, self.config.seed, classes)
         self.outcome.judge_by(tune, kept, self.spec, self.objective, self.device)
+        first = {n: t.detach().cpu().clone() for n, t in self.module.state_dict().items()}
         self._resume()
         batches.steps = self.progress.steps or batches.steps
         self._lay_out(batches)
         workers = workers_of(self.config.workers, self.device)
         feed = Feed(pictures, batches, self.config.augment, workers, pinned=self.device.startswith("cuda"))
         self.before = self.progress.seconds
-        first = {} if self.progress.step else {n: t.detach().cpu().clone() for n, t in self.module.state_dict().items()}
         if not self.peak:
             self.peak = self.progress.peak = self.progress.peak or self._find_rate(feed, first)
         with scratch() as temporary:
@@ -192,13 +192,14 @@ class Trainer:
                 shorter = (due or done == start.step + PLANNED_AFTER) and self._plan(batches, done)
                 last = done == batches.steps
                 keep = stopped or ((due or shorter) and not last)
-                if keep or last or done % look == 0:
-                    self._look(step, batches.each, weights=keep or last)
+                judged = last or done % batches.each == 0
+                if keep or judged or done % look == 0:
+                    self._look(step, batches.each, weights=keep or judged)
                 begun, ended = ended, time.monotonic()
                 self.progress.step, self.progress.seconds = done, self.progress.seconds + ended - begun
                 if step > start.step:  # the first one warms up
                     self.durations.append(ended - begun)
-                if done % batches.each == 0 or last:
+                if judged:
                     self._tell(writer, -(-done // batches.each))
                     self.outcome.judge(self.module, -(-done // batches.each))
                 if keep:
@@ -314,8 +315,7 @@ class Trainer:
 
     def _gradients(self, pixels: Tensor, labels: Tensor, targets: Tensor) -> Tensor | None:
         """Gradients of the mean loss over a batch, in as many parts as fit; sums (3,) as in `sums`, None if memory ran out."""
-        whole = max(len(labels), self.config.batch_size * self.config.accumulate)
-        found, parts = torch.zeros_like(self.sums), effective(self.progress.parts, len(labels), whole)
+        found, parts = torch.zeros_like(self.sums), self._parts_of(len(labels))
         self.optimizer.zero_grad()
         try:
             for part, truth, target in zip(*(t.tensor_split(parts) for t in (pixels, labels, targets)), strict=True):
@@ -333,15 +333,21 @@ class Trainer:
             return None
         return found
 
+    def _parts_of(self, batch: int) -> int:
+        """Parts that a batch of so many samples is taken in."""
+        return effective(self.progress.parts, batch, max(batch, self.config.batch_size * self.config.accumulate))
+
     def _halve(self, batch: int) -> None:
-        """Twice as many parts of each batch from now on; the batch that a step learns from stays as large."""
-        if self.progress.parts * 4 > batch:
+        """Smaller parts of each batch from now on; the batch that a step learns from stays as large."""
+        tried = self._parts_of(batch)
+        if tried >= max(1, batch // 2):
             raise TrainingError(
                 f"fine_tune: two samples of {' × '.join(map(str, shape(self.spec)))} must fit into the memory of "
                 f"{self.device}, and do not. Free it of other processes, or choose a smaller model.architecture or "
                 "model.image_size."
             )
-        self.progress.parts *= 2
+        while self._parts_of(batch) == tried:  # a batch that is no whole one may be in one part still
+            self.progress.parts *= 2
         torch.cuda.empty_cache()
         log.warning("out of memory on %s: each batch is taken in %d parts from here on", self.device, self.progress.parts)
 
@@ -355,9 +361,11 @@ class Trainer:
         trouble = _NotFinite(f"loss must be finite, got {loss} in epoch {step // each + 1}, step {step % each + 1}")
         if self.progress.scale == 1:
             raise trouble
+        given = self.config.learning_rate
+        now = f"auto, which found {self.peak:g}" if given == "auto" else f"{given:g}"
         raise TrainingError(
-            f"fine_tune: the {trouble}, at a tenth of the rate too. Lower fine_tune.learning_rate (now "
-            f"{self.config.learning_rate:g}), or look for pictures that are out of range."
+            f"fine_tune: the {trouble}, at a tenth of the rate too. Lower fine_tune.learning_rate (now {now}), or look for "
+            "pictures that are out of range."
         )
 
     def _tell(self, writer: Any, epoch: int) -> None:
@@ -385,18 +393,16 @@ class Trainer:
             self.outcome.load(found.beside)
 
     def _go_back(self, first: dict[str, Tensor]) -> None:
-        """To the last good checkpoint, else to the weights that this run began with; from there at a lower rate."""
+        """To the last good checkpoint, else to the weights that the training began with; from there at a lower rate."""
         spent, self.progress = self.progress, Progress()
         self._resume(self.config.checkpoint_every)  # where a run that nobody stopped would go back to
         if not self.progress.step:
-            if not first:
-                raise StoreError("fine_tune: the checkpoint that this run went on from is gone or damaged. Run it again.")
             self._put_back(first)
         told = ("parts", "seconds", "waiting", "peak", "steps", "layout")
         self.progress = replace(self.progress, scale=LOWER, **{name: getattr(spent, name) for name in told})
 
     def _put_back(self, first: dict[str, Tensor]) -> None:
-        """Begin again with the weights that this run began with."""
+        """Begin again with the weights that the training began with."""
         self.module.load_state_dict(first)
         self.optimizer.state.clear()
         self.sums.zero_()

@@ -372,20 +372,22 @@ def test_a_stop_changes_nothing_about_where_a_run_goes_back_to(tmp_path: Path, m
     assert made[0] == made[1]
 
 
-def test_where_the_way_back_is_gone_the_run_is_to_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = first(tmp_path, 36, **AUGMENTED)
-    crash(monkeypatch, 3)
-    with pytest.raises(MemoryError):
-        train(place, "pretrained")
-
-    def gone(step: int, scale: float) -> bool:
-        for path in (tmp_path / "store").rglob("checkpoint-*"):
-            path.unlink()
-        return step == 2
-
-    poison(monkeypatch, gone)
-    with pytest.raises(StoreError, match=r"is gone or damaged\. Run it again"):
-        train(place, "pretrained")
+def test_a_run_that_was_stopped_before_its_first_checkpoint_goes_back_to_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, made = Trainer._step, []
+    for name in ("whole", "stopped"):
+        place = first(tmp_path / name, 36, fine_tune=AUGMENTED["fine_tune"] | {"epochs": 2, "checkpoint_every": 100})
+        monkeypatch.setattr(Trainer, "_step", step)
+        if name == "stopped":
+            tell_to_stop(monkeypatch, 2, signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                train(place, "pretrained")
+            monkeypatch.setattr(Trainer, "_step", step)
+            assert checkpoints(place[0]) == [3]
+        poison(monkeypatch, lambda step, scale: step == 5 and scale == 1)
+        made.append(train(place, "pretrained").weights.sha256)
+    assert made[0] == made[1]
 
 
 @pytest.mark.parametrize(("at", "again"), [(0, 0), (1, 0), (7, 6)])
@@ -401,10 +403,13 @@ def test_after_a_loss_that_is_not_finite_it_goes_back_once_at_a_lower_rate(
     assert all(t.isfinite().all() for t in models.load(place[0], made.spec, made.weights).state_dict().values())
 
 
-def test_a_loss_that_stays_not_finite_names_the_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = first(tmp_path)
+@pytest.mark.parametrize(("given", "now"), [(0.005, "0.005"), ("auto", r"auto, which found [\d.e-]+")])
+def test_a_loss_that_stays_not_finite_names_the_learning_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Any, now: str
+) -> None:
+    place = first(tmp_path, fine_tune={"learning_rate": given})
     poison(monkeypatch, lambda *_: True)
-    with pytest.raises(TrainingError, match=r"got nan in epoch 1, step 1, at a tenth of the rate too.*\(now 0.005\)"):
+    with pytest.raises(TrainingError, match=rf"got nan in epoch 1, step 1, at a tenth of the rate too.*\(now {now}\)"):
         train(place, "pretrained")
 
 
@@ -427,6 +432,22 @@ def test_a_model_that_is_not_finite_becomes_no_checkpoint_and_no_candidate(
     trained = watch(monkeypatch)
     train(place, "pretrained")
     assert trained == [*range(at + 1), *range(again, STEPS)]
+
+
+def test_weights_that_are_not_finite_are_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = AUGMENTED["fine_tune"] | {"epochs": 2, "checkpoint_every": 100, "schedule": {"patience": 1}}
+    step = Trainer._step
+
+    def breaks(self: Trainer, pictures: Any, rows: Any, number: int, steps: int) -> None:
+        step(self, pictures, rows, number, steps)
+        if number == 3 and self.progress.scale == 1:
+            with torch.no_grad():
+                next(self.module.parameters()).fill_(float("nan"))
+
+    monkeypatch.setattr(Trainer, "_step", breaks)
+    trained = watch(monkeypatch)
+    train(first(tmp_path, 36, fine_tune=options), "pretrained")
+    assert trained == [*range(4), *range(8)]
 
 
 # --- memory and gradients --------------------------------------------------------------------------------------------
@@ -461,6 +482,16 @@ def test_where_two_pictures_do_not_fit_the_error_says_what_to_change(tmp_path: P
     memory_for(monkeypatch, 1)
     with pytest.raises(TrainingError, match=r"two samples of 3 × 16 × 16 must fit .* choose a smaller .* model.image_size"):
         train(first(tmp_path, 36), "pretrained")
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_pool_that_is_smaller_than_a_batch_is_taken_in_parts_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int
+) -> None:
+    tried = memory_for(monkeypatch, 5)
+    options = {"epochs": 1, "batch_size": 64, "accumulate": accumulate, "augment": "none"}
+    made = train(first(tmp_path, 18, fine_tune=options), "pretrained")
+    assert (made.trained_on, tried) == (6, [6, 3, 3])
 
 
 def test_gradients_of_parts_are_those_of_the_whole(tmp_path: Path) -> None:
