@@ -172,13 +172,16 @@ def next_rung(decision: Decision, tried: Sequence[Candidate], unfit: Collection[
     """The next rung to try, or None: the last one was enough on *tune*, or there is none left.
 
     None as well if nobody agrees with the labels, the last rung neither: what a dearer one learns from them is wrong, too.
+    A recalibration, which learns nothing from them, does not speak against them.
 
     Args:
         decision: with the ladder and the target.
         tried: what the rungs tried so far made, in order.
         unfit: rungs that had no answer.
     """
-    if tried and (decision.action == "bootstrap" or enough(decision, tried[-1]) or tried[-1].reached < decision.believed_from):
+    if tried and (decision.action == "bootstrap" or enough(decision, tried[-1])):
+        return None
+    if tried and tried[-1].reached < decision.believed_from and (tried[-1].rung != "recalibrate" or decision.believed_from > 1):
         return None
     done = {*unfit, *(candidate.rung for candidate in tried)}
     return next((rung for rung in decision.ladder if rung not in done), None)

@@ -477,7 +477,8 @@ class FineTuneConfig(Section):
     epochs: int = Field(default=8, ge=1, le=10_000)
     """Passes over the training samples in the rungs `full` and `pretrained`."""
     full_epochs: int | None = Field(default=None, ge=1, le=10_000)
-    """Passes in `full`, which goes on from weights that know the task and may need fewer; null for as many as `epochs`."""
+    """Passes in a `full` that goes on from weights that know the task and may need fewer, as version 1 does not; null for as
+    many as `epochs`."""
     batch_size: int = Field(default=32, ge=2, le=65_536)
     """Samples that pass through the network together."""
     accumulate: int = Field(default=1, ge=1, le=1_024)

@@ -64,13 +64,13 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
     if tick.request:  # another draw: a person who forces wants another model, not the same one under a new name
         seed = int(digest_of(config.fine_tune.seed, tick.request)[:7], 16)
         config = config.model_copy(update={"fine_tune": config.fine_tune.model_copy(update={"seed": seed})})
-    if rung == "full" and config.fine_tune.full_epochs is not None:
-        fewer = config.fine_tune.model_copy(update={"epochs": config.fine_tune.full_epochs})
-        config = config.model_copy(update={"fine_tune": fewer})
     replay = tuple(b.view for b in tick.bank if b.view != tick.view)
     start = start if rung == "full" else None
     release = find(store, f"releases/{tick.champion}/release.json", Release)
     from_champion = release is not None and rung != "pretrained"
+    if rung == "full" and (from_champion or start) and config.fine_tune.full_epochs is not None:
+        fewer = config.fine_tune.model_copy(update={"epochs": config.fine_tune.full_epochs})
+        config = config.model_copy(update={"fine_tune": fewer})
     key = digest_of(
         "candidate",
         [tick.view, replay, tick.champion, rung, start.key if start else None, tick.request],
@@ -130,7 +130,12 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         headed = learnt and not spec.native_head
         spec = models.with_linear_head(module, spec, config.fine_tune.seed)
         body = learnt or config.model.weights is not None
-        if config.fine_tune.probe_first and start is None and body and len(torch.unique(train.labels, dim=0)) > 1:
+        if (
+            config.fine_tune.probe_first
+            and (start is None or start.rung == "recalibrate")
+            and body
+            and len(torch.unique(train.labels, dim=0)) > 1
+        ):
             precision = config.model.precision
             embedder = Embedder(store, module, spec, models.encoder_digest(module, spec, precision), precision)
             spec, headed = refit_head(embedder, train, tune, kept, config.fine_tune.seed), True

@@ -353,9 +353,11 @@ def test_no_dearer_rung_learns_from_labels_that_nobody_agrees_with() -> None:
     assert next_rung(decision, []) == "head"
     assert next_rung(decision, [candidate(tune=0.3)]) is None
     assert next_rung(decision, [candidate(tune=0.4)]) == "full"
+    assert next_rung(decision, [candidate("recalibrate", 0.1)]) == "head"  # it has learnt nothing from the labels
     assert next_rung(verdict(policy, drift=wrong, tick=tick(trust_labels=True)), [candidate(tune=0.3)]) == "full"
     known = drift(labels=labels)  # pictures that the champion knows: no challenger speaks for their labels
-    assert next_rung(verdict(policy, drift=known), [candidate(tune=0.8)]) is None
+    for rung in ("head", "recalibrate"):
+        assert next_rung(verdict(policy, drift=known), [candidate(rung, 0.8)]) is None
     assert verdict(policy, drift=drift(labels=agreement(0.8))).believed_from == 0
 
 

@@ -572,6 +572,11 @@ def test_the_full_rung_can_be_bounded_alone(later: Any) -> None:
     assert fine_tune(store, config, tick, "head").trained_on > made.trained_on
 
 
+def test_version_1_takes_all_epochs_whatever_the_full_rung_takes_later(tmp_path: Path) -> None:
+    made = train(first(tmp_path, fine_tune={"epochs": 3, "full_epochs": 1}), "full")
+    assert made.cost.samples == 3 * made.trained_on
+
+
 # --- the rungs -----------------------------------------------------------------------------------------------------
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import shutil
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from support.loop import arrive, open_tick, pipeline, second_window
 from torch import nn
 from torchvision.models import get_model
 
-from everfresh.tasks import models
-from everfresh.tasks.config import KeepConfig, PipelineConfig
+from everfresh.tasks import inputs, models
+from everfresh.tasks.config import KeepConfig, PipelineConfig, parse_config
 from everfresh.tasks.fine_tune import fine_tune
+from everfresh.tasks.fine_tune import trainer as training
 from everfresh.tasks.fine_tune.augment import Mix, policy
 from everfresh.tasks.fine_tune.keep import Anchor, Average, Teacher, between, copied
 from everfresh.tasks.fine_tune.objective import Objective
@@ -43,6 +46,7 @@ from everfresh.tasks.targets import Targets
 from everfresh.tasks.views import View
 
 SHARE = st.floats(0, 1)
+Later = Callable[..., tuple[FolderStore, PipelineConfig, Tick]]
 
 
 def first(folder: Path, count: int = 36, **options: Any) -> tuple[FolderStore, PipelineConfig, Tick]:
@@ -53,11 +57,30 @@ def first(folder: Path, count: int = 36, **options: Any) -> tuple[FolderStore, P
     return store, config, open_tick(store, config)
 
 
-def later(folder: Path, **options: Any) -> tuple[FolderStore, PipelineConfig, Tick]:
-    """A pipeline with a champion at its second window, with options of `fine_tune`."""
-    store, _ = second_window(folder)
-    config = pipeline(folder, fine_tune=options)
-    return store, config, open_tick(store, config)
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline with a champion, at its second window."""
+    folder = tmp_path_factory.mktemp("second")
+    open_tick(*second_window(folder))
+    return folder
+
+
+@pytest.fixture
+def later(second: Path, tmp_path: Path) -> Later:
+    """A copy of it under a name, with options of `fine_tune`."""
+
+    def made(name: str = "", **options: Any) -> tuple[FolderStore, PipelineConfig, Tick]:
+        folder = tmp_path / (name or "later")
+        shutil.copytree(second, folder)
+        store, config = FolderStore(folder / "store"), pipeline(folder, fine_tune=options)
+        return store, config, open_tick(store, config)
+
+    return made
+
+
+def changed(config: PipelineConfig, **options: Any) -> PipelineConfig:
+    """The same pipeline with other options of `fine_tune`."""
+    return parse_config(config.model_dump() | {"fine_tune": config.fine_tune.model_dump() | options})
 
 
 def training_of(made: Candidate) -> Training:
@@ -256,6 +279,7 @@ def test_a_range_test_suggests_a_tenth_of_the_rate_of_the_lowest_loss() -> None:
 def test_a_rate_that_was_found_is_the_same_again_and_kept_by_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(training, "RANGE_STEPS", 20)
     options = {"learning_rate": "auto", "epochs": 2, "batch_size": 6, "checkpoint_every": 2}
     whole = fine_tune(*first(tmp_path / "whole", **options), "pretrained")
     assert 1e-6 < training_of(whole).learning_rate < 0.1
@@ -290,7 +314,7 @@ def test_a_plan_fits_or_ends_at_once(done: int, left: int, durations: list[float
 def test_a_budget_of_seconds_is_kept_and_the_rate_falls_to_nothing_within_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"epochs": 10_000, "batch_size": 6, "checkpoint_every": 50, "schedule": {"device_seconds": 1.5, "warm_up": 0}}
+    options = {"epochs": 10_000, "batch_size": 6, "checkpoint_every": 50, "schedule": {"device_seconds": 0.7, "warm_up": 0}}
     place = first(tmp_path, **options)
     rates: list[float] = []
     step = Trainer._step
@@ -316,7 +340,7 @@ def test_a_budget_of_seconds_is_kept_and_the_rate_falls_to_nothing_within_it(
 
 
 def test_a_plan_that_was_shortened_is_kept_by_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = first(tmp_path, epochs=500, batch_size=6, schedule={"device_seconds": 50})
+    place = first(tmp_path, epochs=500, batch_size=6, schedule={"device_seconds": 15})
     step, steps = Trainer._step, []
 
     def noted(self: Trainer, pictures: Any, rows: Any, number: int, count: int) -> None:
@@ -342,8 +366,8 @@ def test_a_plan_that_was_shortened_is_kept_by_a_resume(tmp_path: Path, monkeypat
 @given(SHARE, st.integers(0, 99))
 def test_a_mixture_is_between_its_ends_and_exactly_them_at_the_ends(share: float, seed: int) -> None:
     torch.manual_seed(seed)
-    one, two = (models.small_cnn(2).state_dict() for _ in range(2))
-    two["1.num_batches_tracked"] += 7
+    one = copied(SMALL)
+    two = {name: t + torch.randn_like(t) if t.is_floating_point() else t + 7 for name, t in one.items()}
     two["1.running_var"] *= 3
     for at, end in ((0.0, one), (1.0, two)):
         assert all(torch.equal(tensor, end[name]) for name, tensor in between(one, two, at).items())
@@ -405,26 +429,27 @@ def apart(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
     return sum(float((one[name] - tensor).square().sum()) for name, tensor in two.items() if tensor.is_floating_point())
 
 
-@pytest.mark.parametrize("keep", [{"l2_sp": 20.0}, {"distill": 50.0}], ids=["l2_sp", "distill"])
-def test_what_is_kept_stays_nearer_to_the_start(tmp_path: Path, keep: dict[str, float]) -> None:
-    plain, kept = (later(tmp_path / name, learning_rate=0.05, keep=k) for name, k in (("plain", {}), ("kept", keep)))
-    start = fine_tune(*plain, "head")
-    free, held = (fine_tune(*place, "full", start if place is plain else fine_tune(*place, "head")) for place in (plain, kept))
-    assert free.key != held.key
-    before = weights_of(plain, start)
-    if "l2_sp" in keep:
-        assert apart(before, weights_of(kept, held)) < 0.5 * apart(before, weights_of(plain, free))
-        return
-    pixels = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    seen = {}
-    for name, (place, made) in {"start": (plain, start), "free": (plain, free), "held": (kept, held)}.items():
-        with torch.no_grad():
-            seen[name] = models.load(place[0], made.spec, made.weights)(pixels).softmax(dim=1)
-    assert (seen["held"] - seen["start"]).abs().mean() < (seen["free"] - seen["start"]).abs().mean()
+def test_what_is_kept_stays_nearer_to_the_start(later: Later) -> None:
+    store, config, tick = place = later(learning_rate=0.02, epochs=3, augment="none")
+    start = fine_tune(*place, "head")
+    options = {"free": {}, "held": {"l2_sp": 20.0}, "taught": {"distill": 50.0}}
+    made = {name: fine_tune(store, changed(config, keep=keep), tick, "full", start) for name, keep in options.items()}
+    assert len({candidate.key for candidate in made.values()}) == 3
+    before, moved = weights_of(place, start), {name: weights_of(place, candidate) for name, candidate in made.items()}
+    assert apart(before, moved["held"]) < 0.5 * apart(before, moved["free"])
+    view = View(store, tick.view)
+    pictures = [inputs.decode(data, start.spec) for data in view.read(view.rows("train", Targets.of(start.spec)).tolist())]
+    pixels = inputs.prepare(torch.stack(pictures), start.spec)
+    with torch.no_grad():  # as in training: the statistics of batch norm are the batch's, of the start they are its own
+        seen = models.load(store, start.spec, start.weights)(pixels)
+        scores = {name: models.load(store, c.spec, c.weights).train()(pixels) for name, c in made.items()}
+    teacher = Teacher.of(nn.Identity(), start.spec.classes, start.spec.classes, 1.0, 2.0)
+    taught, free = (float(teacher.distance(scores[name], seen)) for name in ("taught", "free"))
+    assert taught < 0.95 * free
 
 
-def test_where_new_weights_are_worse_on_tune_the_mixture_is_the_start(tmp_path: Path) -> None:
-    place = later(tmp_path, learning_rate=10.0, keep={"interpolate": [0.0, 0.5]})
+def test_where_new_weights_are_worse_on_tune_the_mixture_is_the_start(later: Later) -> None:
+    place = later(learning_rate=10.0, epochs=2, keep={"interpolate": [0.0, 0.5]})
     head = fine_tune(*place, "head")
     made = fine_tune(*place, "full", head)
     assert training_of(made).share == 0
@@ -480,14 +505,19 @@ def test_without_tune_samples_a_training_goes_to_its_end(tmp_path: Path, caplog:
     assert "there is no tune sample" in caplog.text
 
 
-@pytest.mark.parametrize(("rung", "random"), [("full", True), ("pretrained", True), ("pretrained", False)])
-def test_the_head_is_probed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rung: Any, random: bool) -> None:
-    store, config, tick = later(tmp_path, probe_first=True, epochs=1)
+@pytest.mark.parametrize(
+    ("rung", "random", "recalibrated"),
+    [("full", True, False), ("full", True, True), ("pretrained", True, False), ("pretrained", False, False)],
+)
+def test_the_head_is_probed_first(
+    later: Later, monkeypatch: pytest.MonkeyPatch, rung: Any, random: bool, recalibrated: bool
+) -> None:
+    store, config, tick = later(probe_first=True, epochs=1)
     release = find(store, f"releases/{tick.champion}/release.json", Release)
     assert release is not None
     if not random:  # the configured weights are the champion's own
-        weights = str(store.local(release.files["model.safetensors"]))
-        config = config.model_copy(update={"model": config.model.model_copy(update={"weights": weights})})
+        path = str(store.local(release.files["model.safetensors"]))
+        config = config.model_copy(update={"model": config.model.model_copy(update={"weights": path})})
     place = (store, config, tick)
     begun = []
     run = Trainer.run
@@ -498,7 +528,9 @@ def test_the_head_is_probed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Trainer, "run", noted)
     head = fine_tune(*place, "head")
-    fine_tune(*place, rung)
+    weights = release.files["model.safetensors"]
+    cooled = head.model_copy(update={"rung": "recalibrate", "key": "cooled", "spec": release.spec, "weights": weights})
+    fine_tune(*place, rung, cooled if recalibrated else None)
     probed = all(torch.equal(begun[0][name], tensor) for name, tensor in weights_of(place, head).items())
     assert probed is (rung == "full" or not random)  # on random features there is nothing to probe
 
@@ -506,7 +538,8 @@ def test_the_head_is_probed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 # --- resume --------------------------------------------------------------------------------------------------------------
 
 ALL = {
-    "epochs": 3, "batch_size": 4, "accumulate": 2, "learning_rate": 0.02, "layer_decay": 0.7, "clip_norm": 1.0,
+    "epochs": 2, "replay_max_samples": 10, "batch_size": 4, "accumulate": 2,
+    "learning_rate": 0.02, "layer_decay": 0.7, "clip_norm": 1.0,
     "augment": "crop", "policy": "trivial", "mix": {"kind": "either"}, "sampling": "balanced",
     "probe_first": True, "checkpoint_every": 2,
     "keep": {"ema": 0.9, "l2_sp": 0.1, "distill": 1.0, "interpolate": [0.5]},
@@ -523,11 +556,9 @@ def test_a_run_that_fails_leaves_no_thread_behind(tmp_path: Path, monkeypatch: p
     assert set(threading.enumerate()) <= before
 
 
-def test_a_run_with_every_option_that_was_killed_ends_in_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = fine_tune(*later(tmp_path / "whole", **ALL), "full")
-    killed = later(tmp_path / "killed", **ALL)
+def test_a_run_with_every_option_that_was_killed_ends_in_the_same_bytes(later: Later, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fine_tune(*later("whole", **ALL), "full")
+    killed = later("killed", **ALL)
     step = Trainer._step
     for after in (3, 4):
         crash(monkeypatch, after)

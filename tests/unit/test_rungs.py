@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from support.loop import pipeline
 
+from everfresh.flows import retrain
 from everfresh.flows.rungs import accounts, advice, rungs_table
 from everfresh.tasks import evaluate
 from everfresh.tasks.config import BetterGate
 from everfresh.tasks.decide import best
+from everfresh.tasks.errors import ModelError
 from everfresh.tasks.evaluate import Judged
 from everfresh.tasks.metrics import paired_gain
 from everfresh.tasks.records import (
@@ -26,6 +31,7 @@ from everfresh.tasks.records import (
     ModelSpec,
     Part,
     Scores,
+    Tick,
     TriedRung,
 )
 from everfresh.tasks.targets import Targets
@@ -84,6 +90,20 @@ def test_the_cheapest_of_those_that_are_as_good_is_advised() -> None:
     assert "policy: {ladder: [full]}" in dear
     assert "No rung bought anything" in advice([entry(rung("head", 1, 0.2, "better"), tried=(rung("head", 1, 0.2, "better"),))])
     assert advice([entry(action="nothing")]) == "Nothing was retrained: there is no rung to advise."
+
+
+def test_a_rung_that_cannot_be_made_does_not_end_a_replay(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    def gone(*_: Any) -> Candidate:
+        raise ModelError("model.weights must be a file that exists, got photo.safetensors, which is none. Put it there.")
+
+    monkeypatch.setattr(retrain, "fine_tune", gone)
+    monkeypatch.setattr(retrain, "get_run_logger", lambda: logging.getLogger("run"))
+    caplog.set_level(logging.INFO)
+    tick = Tick(seq=2, request="", view="v", champion="r", champion_move=1, reference=None, bank=(), now=NOW)
+    assert retrain.measure(pipeline(tmp_path), tick, None, ("pretrained",), []) == []
+    assert "rung pretrained cannot be measured: model.weights must be a file that exists" in caplog.text
 
 
 # --- one look at the hold-out ------------------------------------------------------------------------------------------
