@@ -28,6 +28,10 @@ def _rising(shares: tuple[float, ...]) -> tuple[float, ...]:
 class KeepConfig(Section):
     """How a network that is fine-tuned keeps what it had learnt. All but `ema` need a start: the champion, or its new head."""
 
+    pull_back: float = Field(default=0.0, ge=0, le=1)
+    """How far `full` pulls all but the head back to the configured weights before it begins, 0…1 of the way; the head is then
+    refitted, and the learning rate rises from a third to the whole of `learning_rate` with it. A network that goes on from
+    where it was ends worse than a fresh one (Ash & Adams, NeurIPS 2020); needs model.weights."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay a step of a running mean of the weights, which is then evaluated and released (EMA); null for the last weights.
     In step t it is at most (1 + t) / (10 + t), so that the start is soon forgotten."""
@@ -39,7 +43,8 @@ class KeepConfig(Section):
     """That the scores are divided by before `distill` compares them."""
     interpolate: Annotated[tuple[float, ...], AfterValidator(_rising)] = ()
     """Shares of the new weights, 0…1, at which start and challenger are mixed once trained (WiSE-FT); the mixture, or the
-    challenger itself, that does best on *tune* stays. Empty for the challenger itself."""
+    challenger itself, that does best on *tune* stays. Empty for the challenger itself. The start is the champion, with its
+    new head if the head rung came before, wherever `pull_back` made the training begin."""
 
 
 class CourseConfig(Section):

@@ -128,12 +128,31 @@ class Start:
     """Nor is the head."""
     knows: tuple[nn.Module, ModelSpec] | None = None
     """A network that knows some of the classes, for distillation."""
+    pulled: float = 0.0
+    """How far they were pulled back to the configured weights, 0…1."""
+    origin: State | None = None
+    """What the outcome may be mixed with, if not with these weights themselves."""
 
     def teacher(self, classes: tuple[str, ...], weight: float, temperature: float) -> Teacher | None:
         """The same as the teacher of a network with these classes; None if it knows none of them."""
         if self.knows is None or not set(self.knows[1].classes) & set(classes):
             return None
         return Teacher.of(self.knows[0], self.knows[1].classes, classes, weight, temperature)
+
+
+def pull_back(module: nn.Module, towards: State, share: float, head: str) -> None:
+    """Pull all but the head at the path `head` a share of the way, 0…1, to other weights; what those lack stays.
+
+    At 1 it is exactly those (shrink and perturb, Ash & Adams, NeurIPS 2020, where the weights shrink towards a start that is
+    good already).
+    """
+    now = module.state_dict()
+    known = {
+        name: tensor
+        for name, tensor in now.items()
+        if not name.startswith(f"{head}.") and name in towards and towards[name].shape == tensor.shape
+    }
+    module.load_state_dict(now | between(known, {name: towards[name] for name in known}, share))
 
 
 def between(start: State, end: State, share: float) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from everfresh.tasks.config import KeepConfig
-from everfresh.tasks.fine_tune.keep import Average, between, copied
+from everfresh.tasks.fine_tune.keep import Average, Start, State, between, copied
 from everfresh.tasks.fine_tune.objective import Objective
 from everfresh.tasks.fine_tune.pool import Pool
 from everfresh.tasks.fine_tune.tune import Tune
@@ -26,12 +26,12 @@ class Outcome:
         module: at its start.
         keep: the section.
         patience: epochs that may do no better on *tune*; None if *tune* does not end the training.
-        mix: whether the start is worth mixing with: body and head have learnt something.
+        start: of that training; weights whose body and head have learnt something are worth mixing with.
     """
 
-    def __init__(self, module: nn.Module, keep: KeepConfig, patience: int | None, *, mix: bool) -> None:
+    def __init__(self, module: nn.Module, keep: KeepConfig, patience: int | None, start: Start) -> None:
         self.keep, self.patience = keep, patience
-        self.origin = copied(module) if keep.interpolate and mix else {}
+        self.origin: State = (start.origin or copied(module)) if keep.interpolate and start.head else {}
         self.tune: Tune | None = None
         self.device = "cpu"
         self.share: float | None = None

@@ -26,7 +26,7 @@ from everfresh.tasks.config import PipelineConfig, Rung, is_path
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import DataError, ModelError, RungUnfit
 from everfresh.tasks.fine_tune.head import refit_head
-from everfresh.tasks.fine_tune.keep import Start
+from everfresh.tasks.fine_tune.keep import Start, copied, pull_back
 from everfresh.tasks.fine_tune.objective import Objective
 from everfresh.tasks.fine_tune.pool import Pool, hits_of, labels_of, pool_of, pooled
 from everfresh.tasks.fine_tune.recalibrate import recalibrate
@@ -68,16 +68,18 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
     start = start if rung == "full" else None
     release = find(store, f"releases/{tick.champion}/release.json", Release)
     from_champion = release is not None and rung != "pretrained"
-    if rung == "full" and (from_champion or start) and config.fine_tune.full_epochs is not None:
+    learnt = from_champion or start is not None
+    if rung == "full" and learnt and config.fine_tune.full_epochs is not None:
         fewer = config.fine_tune.model_copy(update={"epochs": config.fine_tune.full_epochs})
         config = config.model_copy(update={"fine_tune": fewer})
+    pulled = config.fine_tune.keep.pull_back if rung == "full" and learnt and config.model.weights is not None else 0.0
     key = digest_of(
         "candidate",
         [tick.view, replay, tick.champion, rung, start.key if start else None, tick.request],
         config.fine_tune,
         config.window.bank_max_samples,
         config.model.model_dump(exclude={"weights"}),
-        None if from_champion else _weights_identity(config.model.weights),
+        None if from_champion and not pulled else _weights_identity(config.model.weights),
         _code(),
         _versions(config.model.architecture),
     )
@@ -109,6 +111,7 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
     kept = pool_of(None, earlier, "tune", targets, config.window.bank_max_samples, withheld)
     folder = f"candidates/{key}"
     attempt = attempt_folder(folder)
+    champion_tune, champion_kept = (_champion_on(store, config, release, pool) for pool in (tune, kept))
     training = None
     torch.manual_seed(config.fine_tune.seed)
     if rung in {"recalibrate", "head"}:
@@ -125,21 +128,19 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         tuned, kept_accuracy = (pooled(hits) for hits in found)
         tune_accuracy = tuned or 0.0
     else:
-        learnt = from_champion or start is not None
         knows = _learnt(store, config, release, start) if learnt and config.fine_tune.keep.distill else None
         headed = learnt and not spec.native_head
         spec = models.with_linear_head(module, spec, config.fine_tune.seed)
         body = learnt or config.model.weights is not None
-        if (
-            config.fine_tune.probe_first
-            and (start is None or start.rung == "recalibrate")
-            and body
-            and len(torch.unique(train.labels, dim=0)) > 1
-        ):
+        origin = copied(module) if pulled else None
+        if pulled:
+            pull_back(module, models.start(config.model, config.fine_tune.seed, config.s3)[0].state_dict(), pulled, spec.head)
+        probe = pulled or (config.fine_tune.probe_first and body and (start is None or start.rung == "recalibrate"))
+        if probe and len(torch.unique(train.labels, dim=0)) > 1:
             precision = config.model.precision
             embedder = Embedder(store, module, spec, models.encoder_digest(module, spec, precision), precision)
             spec, headed = refit_head(embedder, train, tune, kept, config.fine_tune.seed), True
-        begin = Start(body, headed, knows)
+        begin = Start(body, headed, knows, pulled, origin)
         objective, given = Objective(targets, config.fine_tune, train.labels), config.model.weights
         own = not learnt and given is not None and is_path(given)  # a file may bring a head of its own
         objective.enter(models.linear_head(module, spec), drawn=not (headed or own))
@@ -150,7 +151,6 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         tune_accuracy = pooled([trainer.hits(tune)]) or 0.0
         kept_accuracy = pooled([trainer.hits(kept)]) if len(kept) else None
         module, spent, layout = trainer.module, trainer.spent, trainer.layout
-    champion_tune, champion_kept = (_champion_on(store, config, release, pool) for pool in (tune, kept))
     seconds = time.monotonic() - begun
     with scratch() as temporary:
         path = temporary / "model.safetensors"

@@ -83,10 +83,10 @@ class Trainer:
         self.store, self.spec, self.attempt = store, spec, attempt
         self.objective = objective
         self.config: FineTuneConfig = config.fine_tune
-        found = self.config.learning_rate
-        self.peak = 0.0 if found == "auto" else found if rung == "pretrained" else found / 3
         self.layout = default_of(config.model.precision)
         start, keep = start or Start(), self.config.keep
+        found = self.config.learning_rate
+        self.peak = 0.0 if found == "auto" else found if rung == "pretrained" else found * (1 + 2 * start.pulled) / 3
         decay = 0.0 if keep.l2_sp and start.body else self.config.weight_decay
         optimizer = torch.optim.AdamW(groups(module, decay, self.config.layer_decay, spec.head), lr=self.peak)
         self.module: nn.Module
@@ -101,7 +101,7 @@ class Trainer:
         """From the input to the head, with what of each learns."""
         self.anchor = Anchor(self.module, keep.l2_sp, "" if start.head else spec.head) if keep.l2_sp and start.body else None
         self.teacher = start.teacher(spec.classes, keep.distill, keep.temperature) if keep.distill else None
-        self.outcome = Outcome(self.module, keep, self.config.schedule.patience, mix=start.head)
+        self.outcome = Outcome(self.module, keep, self.config.schedule.patience, start)
         self.policy = policy(self.config.policy)
         mix = self.config.mix
         self.mix = Mix(mix.kind, mix.alpha, len(spec.classes)) if mix.kind != "none" else None

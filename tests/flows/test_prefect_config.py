@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 FLOWS = {
     "retrain": {"config", "force", "reason", "rung", "trust_labels", "drain"},
     "monitor": {"config"},
-    "replay": {"config", "name", "rung", "last"},
+    "replay": {"config", "name", "rung", "last", "all_rungs"},
     "rollback": {"config", "to", "reason"},
     "fine_tune": {"config", "tick", "rung", "start"},
 }

@@ -23,7 +23,7 @@ from everfresh.tasks.config import KeepConfig, PipelineConfig, parse_config
 from everfresh.tasks.fine_tune import fine_tune
 from everfresh.tasks.fine_tune import trainer as training
 from everfresh.tasks.fine_tune.augment import Mix, policy
-from everfresh.tasks.fine_tune.keep import Anchor, Average, Teacher, between, copied
+from everfresh.tasks.fine_tune.keep import Anchor, Average, Start, Teacher, between, copied, pull_back
 from everfresh.tasks.fine_tune.objective import Objective
 from everfresh.tasks.fine_tune.outcome import Outcome
 from everfresh.tasks.fine_tune.pool import pool_of
@@ -378,6 +378,20 @@ def test_a_mixture_is_between_its_ends_and_exactly_them_at_the_ends(share: float
     torch.testing.assert_close(mixed["1.running_var"], (1 - share) * one["1.running_var"] + share * two["1.running_var"])
 
 
+@given(SHARE)
+def test_all_but_the_head_is_pulled_back_and_what_the_other_weights_lack_stays(share: float) -> None:
+    torch.manual_seed(0)
+    module, other = models.small_cnn(3), models.small_cnn(2).state_dict()
+    head, lacking = "13", "0.weight"
+    assert f"{head}.weight" in other
+    before, found = copied(module), {n: t for n, t in other.items() if n != lacking}
+    pull_back(module, found, share, head)
+    now, mixed = module.state_dict(), between(before, other | {f"{head}.weight": before[f"{head}.weight"]}, share)
+    for name, tensor in now.items():
+        stays = name.startswith(f"{head}.") or name == lacking
+        assert torch.equal(tensor, before[name] if stays else mixed[name]), name
+
+
 @given(st.floats(0, 50), st.integers(0, 99))
 def test_the_penalty_draws_to_the_start_with_twice_its_strength(strength: float, seed: int) -> None:
     torch.manual_seed(seed)
@@ -468,7 +482,7 @@ def test_tune_ends_a_training_and_the_best_epoch_stays(tmp_path: Path) -> None:
     module, spec = models.start(config.model, 0)
     view = View(store, tick.view)
     pools = [pool_of(v, [], "tune", Targets.of(spec), 0, frozenset()) for v in (view, None)]
-    outcome = Outcome(module, KeepConfig(), 2, mix=False)
+    outcome = Outcome(module, KeepConfig(), 2, Start())
     objective = Objective(Targets.of(spec), config.fine_tune, torch.zeros(0, dtype=torch.long))
     outcome.judge_by(*pools, spec, objective, "cpu")
     head = models.linear_head(module, spec)
@@ -480,7 +494,7 @@ def test_tune_ends_a_training_and_the_best_epoch_stays(tmp_path: Path) -> None:
         outcome.judge(module, epoch)
     assert outcome.over
     assert (outcome.best_epoch, outcome.epoch) == (2, 4)
-    other = Outcome(module, KeepConfig(), 2, mix=False)
+    other = Outcome(module, KeepConfig(), 2, Start())
     other.load(outcome.state())
     assert (other.over, other.best_epoch, other.best_score) == (True, 2, outcome.best_score)
     other.settle(module)
