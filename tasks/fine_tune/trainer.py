@@ -177,12 +177,13 @@ class Trainer:
     def _train(self, feed: Feed, writer: Any, stop: Stop) -> None:
         """Steps until the last one, or until somebody says stop: then what was done is kept."""
         batches, look = feed.batches, 1 if self.device == "cpu" else LOOK_EVERY
+        planned = batches.steps
         start, ended = replace(self.progress), time.monotonic()
         if self.outcome.over:
             return
         start.restore()
         with closing(self._ready(feed, start.step)) as fed:
-            for step, (pixels, labels) in bar(enumerate(fed, start.step), "train", total=batches.steps - start.step):
+            for step, (pixels, labels) in bar(enumerate(fed, start.step), "train", total=planned - start.step):
                 if step % batches.each == 0:
                     torch.manual_seed(seed_of("epoch", self.config.seed, step // batches.each))
                 self._step(pixels, labels, step, batches.steps)
@@ -209,7 +210,7 @@ class Trainer:
                         "told to stop: %d of %d steps are done and kept; the next run goes on from there", done, batches.steps
                     )
                     return
-                if self.outcome.over or last:  # of what was made ahead, nothing is taken any more
+                if self.outcome.over or done == batches.steps < planned:  # of what was made ahead, nothing is taken any more
                     break
         if stop.asked is not None:  # after the last step
             self._save()
