@@ -5,7 +5,7 @@ HOME_OF_RUNS := $(CURDIR)/run/prefect
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run test test-slow lint format bench bench-seeds bench-pacs bench-adapt bench-kill bench-s3 bench-upload \
+.PHONY: help run test test-slow lint format bench bench-seeds bench-pacs bench-adapt bench-forgetting bench-kill bench-s3 bench-upload \
 	bench-drift bench-drift-speed bench-harm bench-flights bench-flights-stream bench-train-overhead bench-train-layout bench-train-input \
 	bench-train-peers lock clean
 help: ## this list
@@ -47,6 +47,9 @@ bench-seeds: .venv/.installed ## the demo over 10 seeds, half an hour
 
 bench-pacs: .venv/.installed ## photo, art painting, cartoon over 5 seeds; needs PACS_DATA and SQUEEZENET
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pacs_stream.py
+
+bench-forgetting: .venv/.installed ## fine-tuning against plain training and two kinds of replay, an hour; needs PACS_DATA and SQUEEZENET
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/forgetting.py
 
 bench-adapt: .venv/.installed ## the ladder against retraining from pretrained on everything, hours; needs PACS_DATA and SQUEEZENET
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/adapt.py
