@@ -24,8 +24,10 @@ def waiting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def grid(waiting: Path, tmp_path: Path, names: tuple[str, ...], bucket: str = "") -> int:
+def grid(waiting: Path, tmp_path: Path, names: tuple[str, ...], bucket: str = "", *, both: bool = True) -> int:
     """Die at every operation of these names, before and after it; returns how many points there were.
+
+    Unless `both`, before every other one and after those between them.
 
     The store is in the folder of each point, or under a prefix of a bucket.
     """
@@ -69,6 +71,8 @@ def grid(waiting: Path, tmp_path: Path, names: tuple[str, ...], bucket: str = ""
             shutil.rmtree(folder)
 
     points = [(n, when) for n in range(1, len(operations) + 1) for when in ("before", "after")]
+    if not both:
+        points = [(n, when) for n, when in points if (when == "before") is bool(n % 2)]
     with ThreadPoolExecutor(2) as pool:
         wrong = [words for words in pool.map(point, points) if words]
     assert wrong == []
@@ -77,6 +81,12 @@ def grid(waiting: Path, tmp_path: Path, names: tuple[str, ...], bucket: str = ""
 
 
 def test_a_death_at_any_write_is_made_good(waiting: Path, tmp_path: Path) -> None:
+    assert grid(waiting, tmp_path, WRITES, both=False) > 25
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_death_before_and_after_any_write_is_made_good(waiting: Path, tmp_path: Path) -> None:
     assert grid(waiting, tmp_path, WRITES) > 50
 
 

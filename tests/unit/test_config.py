@@ -227,6 +227,7 @@ BOUNDS: list[tuple[str, Any]] = [
     ("fine_tune.accumulate", 0), ("fine_tune.accumulate", 1_025),
     ("fine_tune.layer_decay", 0), ("fine_tune.layer_decay", 1.1),
     ("fine_tune.keep.ema", 0), ("fine_tune.keep.ema", 1), ("fine_tune.keep.ema", NAN),
+    ("fine_tune.keep.pull_back", -0.1), ("fine_tune.keep.pull_back", 1.1),
     ("fine_tune.keep.l2_sp", -0.1), ("fine_tune.keep.l2_sp", 101),
     ("fine_tune.keep.distill", -0.1), ("fine_tune.keep.distill", 101),
     ("fine_tune.keep.temperature", 0), ("fine_tune.keep.temperature", 101),
