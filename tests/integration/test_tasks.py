@@ -146,4 +146,4 @@ def test_class_and_domain_of_pacs(tmp_path: Path) -> None:
     embedder = Embedder.open(store, spec, release_of(store, done.move).files["model.safetensors"])
     rows = view.rows("holdout", Targets.of(spec))
     said = Targets.of(spec).texts(embedder.scores(view, rows)[1].numpy())
-    assert np.mean(["art_painting" in text for text in said]) > 0.75  # the domain, that only the second window has
+    assert np.mean(["art_painting" in text for text in said]) > 0.85  # the domain, that only the second window has

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
+import pytest
 from support.loop import open_tick, pipeline
 
 from everfresh.tasks.config import PipelineConfig
@@ -43,3 +45,18 @@ def train_until(folder: Path, number: int, at: int | None, made: Path | None) ->
     candidate = fine_tune(store, config, open_tick(store, config), "pretrained")
     if made:
         made.write_bytes(candidate.to_bytes())
+
+
+def crash(patch: pytest.MonkeyPatch, after: int) -> None:
+    """The next run dies in the step after so many."""
+    from everfresh.tasks.fine_tune.trainer import Trainer
+
+    step, done = Trainer._step, []
+
+    def dies(self: Trainer, *arguments: Any) -> None:
+        done.append(0)
+        if len(done) == after + 1:
+            raise MemoryError
+        step(self, *arguments)
+
+    patch.setattr(Trainer, "_step", dies)

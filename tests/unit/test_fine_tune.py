@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.loop import arrive, open_tick, pipeline, second_window
+from support.training import crash
 
 from everfresh.tasks import ingest, inputs, journal, models
 from everfresh.tasks.config import PipelineConfig
@@ -94,19 +95,6 @@ def test_another_seed_request_or_setting_is_another_candidate(later: Any) -> Non
 
 AUGMENTED = {"fine_tune": {"epochs": 4, "batch_size": 5, "learning_rate": 0.005, "augment": "crop_flip", "checkpoint_every": 2}}
 STEPS = 16  # 18 training samples: 4 steps an epoch, so that a checkpoint falls into the middle of one and onto its end
-
-
-def crash(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """The first run dies in the step after so many."""
-    step, done = Trainer._step, []
-
-    def dies(self: Trainer, *arguments: Any) -> None:
-        done.append(0)
-        if len(done) == after + 1:
-            raise MemoryError
-        step(self, *arguments)
-
-    monkeypatch.setattr(Trainer, "_step", dies)
 
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[int]:

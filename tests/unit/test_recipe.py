@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.loop import arrive, open_tick, pipeline, second_window
+from support.training import crash
 from torch import nn
 from torchvision.models import get_model
 
@@ -86,19 +87,6 @@ def changed(config: PipelineConfig, **options: Any) -> PipelineConfig:
 def training_of(made: Candidate) -> Training:
     assert made.training is not None
     return made.training
-
-
-def crash(patch: pytest.MonkeyPatch, after: int) -> None:
-    """The next run dies in the step after so many."""
-    step, done = Trainer._step, []
-
-    def dies(self: Trainer, *arguments: Any) -> None:
-        done.append(0)
-        if len(done) == after + 1:
-            raise MemoryError
-        step(self, *arguments)
-
-    patch.setattr(Trainer, "_step", dies)
 
 
 def small() -> nn.Module:
