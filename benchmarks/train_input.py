@@ -1,6 +1,6 @@
 """How near training from real JPEGs in shards comes to what decoding on the same processors leaves.
 
-    PACS_DATA=… python benchmarks/train_input.py [--rounds 9] [--steps 12] [--workers N]
+    PACS_DATA=… python benchmarks/train_input.py [--rounds 15] [--steps 12] [--workers N]
     python benchmarks/train_input.py --device cuda        # ResNet-50 at 224 from 500 × 400 JPEGs; not proven yet
 
 Three sides take turns, some steps each, and are compared round by round:
@@ -43,7 +43,7 @@ LAYOUT = Layout(precision="bf16", memory_format="channels_last")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--device", default="cpu")

@@ -6,6 +6,7 @@ Nothing here runs code that came with weights: they are safetensors, or torch fi
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -104,6 +105,21 @@ def load_strict(module: nn.Module, state: dict[str, Tensor], name: str) -> None:
     wrong = {"missing": left.missing_keys, "unknown": left.unexpected_keys}
     if told := "; ".join(f"{len(keys)} tensors {what}, first {keys[0]}" for what, keys in wrong.items() if keys):
         raise ModelError(f"{name} do not fit model.architecture: {told}. {REMEDY}")
+
+
+def source_digest(name: str) -> str | None:
+    """Digest of the file that defines an architecture of the user's own; None of a library's, whose version tells.
+
+    What that file imports is not looked at.
+    """
+    if OWN not in name:
+        return None
+    try:
+        found = importlib.util.find_spec(name.partition(OWN)[0])
+    except (ImportError, ValueError):
+        return None  # `build` will say so
+    place = Path(found.origin) if found and found.origin else None
+    return file_digest(place) if place and place.is_file() else None
 
 
 # --- the user's own --------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from everfresh.tasks.records import (
 from everfresh.tasks.trust import believed_from
 
 FORGOTTEN = 0.02
-"""Accuracy on the earlier windows' *tune* that a candidate may lose against the champion and still be the best."""
+"""Accuracy on the earlier windows' *tune* that a candidate may lose against the champion and be enough, or the best."""
 MOST_BANKED = 64
 """Windows in the bank; the one of the most frequent regime that has the fewest labels leaves first, the oldest of equals."""
 
@@ -188,13 +188,16 @@ def next_rung(decision: Decision, tried: Sequence[Candidate], unfit: Collection[
 
 
 def enough(decision: Decision, candidate: Candidate) -> bool:
-    """Whether a rung's answer is adequate on *tune*: it reaches the target, and if nothing was trained, it gained something.
+    """Whether a rung's answer is adequate on *tune*: it reaches the target, has not forgotten, and if nothing was trained, it
+    gained something.
 
     A recalibration that predicts what the champion predicts is no answer to lost accuracy, however good both look on few
-    samples.
+    samples. Where there is no *tune* sample at all, nothing could say what a dearer rung buys: the first that learns must do.
     """
+    if not candidate.measured:
+        return candidate.rung != "recalibrate"
     gained = candidate.rung != "recalibrate" or candidate.gain is None or candidate.gain > 0
-    return gained and candidate.reached >= decision.target
+    return gained and candidate.reached >= decision.target and candidate.forgot <= FORGOTTEN
 
 
 def best(tried: Sequence[Candidate]) -> Candidate | None:

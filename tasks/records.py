@@ -545,6 +545,11 @@ class Candidate(Record):
     versions: dict[str, str] = {}
 
     @property
+    def measured(self) -> bool:
+        """Whether there was a *tune* sample, of the window or of earlier ones."""
+        return self.tune_samples > 0 or self.kept_accuracy is not None
+
+    @property
     def reached(self) -> float:
         """Accuracy on *tune*: the window's, or that of the earlier windows where the window has no tune sample."""
         return self.tune_accuracy if self.tune_samples or self.kept_accuracy is None else self.kept_accuracy

@@ -23,7 +23,7 @@ from everfresh.tasks.fine_tune.pool import Pool, labels_of
 from everfresh.tasks.records import ModelSpec
 
 HEAD_STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""Inverse regularisation C that the head is fitted with; the lowest log loss on *tune* is taken."""
+"""Inverse regularisation C that the head is fitted with; the lowest log loss on *tune* is taken, without *tune* the middle."""
 RIDGES = (0.1, 1.0, 10.0, 100.0, 1_000.0)
 """Penalties of a regression's head, on standardised embeddings; the lowest squared error on *tune* is taken."""
 
@@ -61,13 +61,16 @@ def refit_head(embedder: Embedder, train: Pool, tune: Pool, kept: Pool, seed: in
     fitted = {"single_label": _classes, "multi_label": _sets, "regression": _values}[targets.task]
     objective = Objective(targets, FineTuneConfig(), truth)
     best: tuple[float, Tensor, Tensor] | None = None
-    for strength in RIDGES[::-1] if targets.task == "regression" else HEAD_STRENGTHS:
+    strengths = RIDGES[::-1] if targets.task == "regression" else HEAD_STRENGTHS
+    if not any(sets):  # nothing to choose by
+        strengths = (strengths[len(strengths) // 2],)
+    for strength in strengths:
         # One thread: the same bits on any number of cores, and no threads that spin for each other on busy ones.
         with warnings.catch_warnings(), threadpool_limits(1):
             warnings.simplefilter("ignore", ConvergenceWarning)
             weight, bias = fitted(standardised, labels, strength, centre, scale, len(targets.names), biased=biased)
         losses = [_loss(weight, bias, group, objective) for group in sets if group]
-        loss = float(np.mean(losses)) if losses else strength
+        loss = float(np.mean(losses)) if losses else 0.0
         if best is None or loss < best[0]:
             best = (loss, weight, bias)
     with torch.no_grad():

@@ -7,11 +7,13 @@ workers, and after a resume in the middle of an epoch.
 from __future__ import annotations
 
 import os
+import weakref
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from io import FileIO
 from itertools import islice
 from typing import Any, Literal
 
@@ -28,6 +30,8 @@ from everfresh.tasks.views import Sample
 Augment = Literal["none", "crop", "crop_flip"]
 AHEAD = 3
 """Batches that are made while one is trained on, at most."""
+MOST_OPEN = 128
+"""Shards that stay open; of more, the others are opened for each sample."""
 TRIES = 10
 """Crops drawn for each picture, of which the first that lies within it is taken; as many as torchvision tries."""
 
@@ -124,18 +128,28 @@ class Pictures:
         self.labels, self.spec = labels.float() if labels.is_floating_point() else labels, spec
         samples = [view.samples[row] for view, row in self.places]
         self.kept: dict[int, Tensor] | None = {} if sum(_memory(s, spec) for s in samples) <= keep else None
-        for view, shard in dict.fromkeys((view, view.shard(s)) for (view, _), s in zip(self.places, samples, strict=True)):
-            view.store.local(shard)
+        shards = dict.fromkeys((view, view.shard(s)) for (view, _), s in zip(self.places, samples, strict=True))
+        paths = {shard.sha256: view.store.local(shard) for view, shard in shards}
+        self.files = {digest: path.open("rb", buffering=0) for digest, path in islice(paths.items(), MOST_OPEN)}
+        """Shards that stay open, by digest."""
+        weakref.finalize(self, _close, [*self.files.values()])
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def coded(self, index: int) -> bytes:
+        """One sample as it lies in its shard."""
+        view, row = self.places[index]
+        sample = view.samples[row]
+        if (file := self.files.get(view.shard(sample).sha256)) is None:
+            return next(view.read([row]))
+        return os.pread(file.fileno(), sample.size, sample.offset)
 
     def decoded(self, index: int) -> Tensor:
         """One sample: a picture (3, H, W) uint8 as large as it came, or a row (D,) float32."""
         if self.kept is not None and index in self.kept:
             return self.kept[index]
-        view, row = self.places[index]
-        data = next(view.read([row]))
+        data = self.coded(index)
         sample = inputs.decode(data, self.spec) if self.spec.features else images.pixels(data)
         if self.kept is not None:
             self.kept[index] = sample
@@ -148,16 +162,21 @@ class Pictures:
 
     def fill(self, batch: Tensor, plan: Plan, start: int, end: int) -> None:
         """Put samples `start` to `end` of a plan into their places."""
-        for place in range(start, end):
-            sample = self.decoded(int(plan.rows[place]))
+        rows, boxes, flips = (None if t is None else t[start:end].tolist() for t in (plan.rows, plan.boxes, plan.flips))
+        assert rows is not None
+        for number, (place, row) in enumerate(zip(batch[start:end], rows, strict=True)):
+            sample = self.decoded(row)
             if not self.spec.features:
-                if plan.boxes is None:
-                    sample = images.framed(sample, self.spec.image_size)
-                else:
-                    sample = cut(sample, plan.boxes[place].tolist(), self.spec.image_size)
-                if plan.flips is not None and plan.flips[place]:
+                size = self.spec.image_size
+                sample = images.framed(sample, size) if boxes is None else cut(sample, boxes[number], size)
+                if flips is not None and flips[number]:
                     sample = sample.flip(-1)
-            batch[place] = sample
+            place.copy_(sample)
+
+
+def _close(files: list[FileIO]) -> None:
+    for file in files:
+        file.close()
 
 
 def _memory(sample: Sample, spec: ModelSpec) -> int:

@@ -35,10 +35,10 @@ HOPELESS = 1.25
 """A setting that takes this many times the best one's time is not tried again."""
 MARGIN = 0.97
 """Another setting must take less than this share of the default's time; closer ones would change with the weather."""
-WORTH = {"cpu": 2e12, "cuda": 2e14}
+WORTH = {"cpu": 1e12, "cuda": 2e14}
 """Operations (FLOP) of a whole training below which measuring costs more than it can win: seconds on that device."""
-FEWEST = 40
-"""Steps of a training below which nothing is measured: trying takes about half as many."""
+FEWEST = 20
+"""Steps of a training below which nothing is measured: trying takes about half as many, once a machine and model."""
 COMPILE_GAIN = 0.2
 """Share of the time that compiling may be hoped to save, before it was tried."""
 COMPILE_SECONDS = 120.0

@@ -14,14 +14,14 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from everfresh.tasks import models
-from everfresh.tasks.architectures import TIMM
+from everfresh.tasks.architectures import TIMM, source_digest
 from everfresh.tasks.config import PipelineConfig, Rung, is_path
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import DataError, ModelError, RungUnfit
@@ -32,7 +32,18 @@ from everfresh.tasks.fine_tune.pool import Pool, hits_of, labels_of, pool_of, po
 from everfresh.tasks.fine_tune.recalibrate import recalibrate
 from everfresh.tasks.fine_tune.trainer import Trainer
 from everfresh.tasks.ledger import attempt_folder, find, settle
-from everfresh.tasks.records import Candidate, Cost, Feature, ModelSpec, Release, Tick, digest_of
+from everfresh.tasks.records import (
+    Candidate,
+    Cost,
+    Feature,
+    Layout,
+    ModelSpec,
+    Part,
+    Release,
+    Tick,
+    Training,
+    digest_of,
+)
 from everfresh.tasks.store import Store, file_digest, scratch
 from everfresh.tasks.targets import Targets
 from everfresh.tasks.vectors import fitted
@@ -57,32 +68,14 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
 
     Raises:
         DataError: the window has no labelled training sample.
+        ModelError: the champion is of another task, other features or another size of picture.
         RungUnfit: the rung has no answer here.
         TrainingError: the loss is not finite.
     """
     begun = time.monotonic()
-    if tick.request:  # another draw: a person who forces wants another model, not the same one under a new name
-        seed = int(digest_of(config.fine_tune.seed, tick.request)[:7], 16)
-        config = config.model_copy(update={"fine_tune": config.fine_tune.model_copy(update={"seed": seed})})
-    replay = tuple(b.view for b in tick.bank if b.view != tick.view)
-    start = start if rung == "full" else None
     release = find(store, f"releases/{tick.champion}/release.json", Release)
-    from_champion = release is not None and rung != "pretrained"
-    learnt = from_champion or start is not None
-    if rung == "full" and learnt and config.fine_tune.full_epochs is not None:
-        fewer = config.fine_tune.model_copy(update={"epochs": config.fine_tune.full_epochs})
-        config = config.model_copy(update={"fine_tune": fewer})
-    pulled = config.fine_tune.keep.pull_back if rung == "full" and learnt and config.model.weights is not None else 0.0
-    key = digest_of(
-        "candidate",
-        [tick.view, replay, tick.champion, rung, start.key if start else None, tick.request],
-        config.fine_tune,
-        config.window.bank_max_samples,
-        config.model.model_dump(exclude={"weights"}),
-        None if from_champion and not pulled else _weights_identity(config.model.weights),
-        _code(),
-        _versions(config.model.architecture),
-    )
+    plan = _planned(config, tick, rung, release, start)
+    config, key, origin = plan.config, plan.key, plan.origin
     if (known := find(store, f"candidates/{key}/record.json", Candidate)) is not None:
         return known
     targets = Targets.wanted(config.model)
@@ -91,12 +84,133 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
             f"model.task and model.targets must stay those of the champion, {changed}, got others. "
             "Give a new task a pipeline of its own."
         )
-    if rung == "recalibrate" and (release is None or release.spec.classes != targets.names):
+    if rung == "recalibrate":
+        _recalibrable(release, targets)
+    module, spec = _start(store, config, origin)
+    train, tune, kept = _pools(store, config, tick, rung, targets)
+    if origin is None:
+        spec = spec.model_copy(update={"features": _standardised(config, spec, train)})
+    folder = f"candidates/{key}"
+    attempt = attempt_folder(folder)
+    champion_tune, champion_kept = (_champion_on(store, config, release, pool) for pool in (tune, kept))
+    torch.manual_seed(config.fine_tune.seed)
+    if rung in {"recalibrate", "head"}:
+        embedder = _embedder(store, config, module, spec)
+        if rung == "head":
+            spec = refit_head(embedder, train, tune, kept, config.fine_tune.seed)
+        else:
+            spec = recalibrate(embedder, train, tune, kept, _usual(store, release))
+        made = _Made(embedder.module, spec, *(_hits(embedder, pool) for pool in (tune, kept)), trained=len(train))
+    else:
+        made = _trained(store, plan, module, spec, (train, tune, kept), attempt)
+    seconds = time.monotonic() - begun
+    with scratch() as temporary:
+        path = temporary / "model.safetensors"
+        models.save(made.module, path)
+        weights = store.keep_file(f"{attempt}/model.safetensors", path)
+    candidate = Candidate(
+        key=key,
+        rung=rung,
+        view=tick.view,
+        replay=plan.replay,
+        champion=tick.champion,
+        start=(origin.key if isinstance(origin, Candidate) else origin.id) if origin else None,
+        request=tick.request,
+        spec=made.spec,
+        encoder=models.encoder_digest(made.module, made.spec, config.model.precision),
+        weights=weights,
+        trained_on=len(train),
+        tune_accuracy=made.tune or 0.0,
+        tune_samples=len(tune),
+        kept_accuracy=made.kept,
+        champion_accuracy=champion_tune if len(tune) else champion_kept,
+        champion_kept_accuracy=champion_kept,
+        training=made.training,
+        cost=made.spent + Cost(seconds=seconds, device_seconds=seconds, samples=made.trained),
+        device=made.device,
+        layout=made.layout,
+        files=made.files,
+        seed=config.fine_tune.seed,
+        code=_code(),
+        versions=_versions(config.model.architecture),
+    )
+    return settle(store, f"{folder}/record.json", candidate)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a challenger is made from, before anything is read."""
+
+    config: PipelineConfig
+    """With the seed and the epochs of this very training."""
+    rung: Rung
+    replay: tuple[str, ...]
+    origin: Candidate | Release | None
+    """Whose weights it goes on from; None for the configured start."""
+    after: Rung | None
+    """The rung of a candidate that it goes on from."""
+    pulled: float
+    """How far it is pulled back to the configured weights, 0…1."""
+    key: str
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What came out of a rung."""
+
+    module: nn.Module
+    spec: ModelSpec
+    tune: float | None
+    """Accuracy on *tune* of the window; None without such samples."""
+    kept: float | None
+    """The same of the earlier windows."""
+    trained: int
+    """Samples that were trained on, in all passes."""
+    device: str = "cpu"
+    spent: Cost = field(default_factory=Cost)
+    """By earlier runs of the same training."""
+    files: dict[str, Part] = field(default_factory=dict)
+    layout: Layout | None = None
+    training: Training | None = None
+
+
+def _planned(config: PipelineConfig, tick: Tick, rung: Rung, release: Release | None, start: Candidate | None) -> _Plan:
+    if tick.request:  # another draw: a person who forces wants another model, not the same one under a new name
+        seed = int(digest_of(config.fine_tune.seed, tick.request)[:7], 16)
+        config = config.model_copy(update={"fine_tune": config.fine_tune.model_copy(update={"seed": seed})})
+    replay = tuple(b.view for b in tick.bank if b.view != tick.view)
+    start = start if rung == "full" else None
+    origin = start or (release if rung != "pretrained" else None)
+    if rung == "full" and origin and config.fine_tune.full_epochs is not None:
+        fewer = config.fine_tune.model_copy(update={"epochs": config.fine_tune.full_epochs})
+        config = config.model_copy(update={"fine_tune": fewer})
+    pulled = config.fine_tune.keep.pull_back if rung == "full" and origin and config.model.weights is not None else 0.0
+    from_champion = release is not None and rung != "pretrained"
+    key = digest_of(
+        "candidate",
+        [tick.view, replay, tick.champion, rung, start.key if start else None, tick.request],
+        config.fine_tune,
+        config.window.bank_max_samples,
+        config.model.model_dump(exclude={"weights"}),
+        None if from_champion and not pulled else _weights_identity(config.model.weights),
+        _code(),
+        source_digest(config.model.architecture),
+        _versions(config.model.architecture),
+    )
+    return _Plan(config, rung, replay, origin, start.rung if start else None, pulled, key)
+
+
+def _recalibrable(release: Release | None, targets: Targets) -> None:
+    """Raise unless the champion's scores can be moved to other class shares."""
+    if release is None or release.spec.classes != targets.names:
         raise RungUnfit("model.classes has changed since the champion was made" if release else "there is no champion yet")
-    if rung == "recalibrate" and targets.task != "single_label":
+    if targets.task != "single_label":
         raise RungUnfit(f"a temperature and class shares are of one of several classes, and model.task is {targets.task}")
-    module, spec = _start(store, config, release if from_champion else None, start)
-    window, earlier = View(store, tick.view), [View(store, v) for v in replay]
+
+
+def _pools(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, targets: Targets) -> tuple[Pool, Pool, Pool]:
+    """What is trained on, *tune* of the window, and *tune* of the earlier ones."""
+    window, earlier = View(store, tick.view), [View(store, b.view) for b in tick.bank if b.view != tick.view]
     # A group that is hold-out anywhere is learnt from nowhere, also where an adopted model's validation pictures come in again.
     withheld = frozenset(s.group for view in earlier for s in view.samples if s.split == "holdout")
     train = pool_of(window, earlier, "train", targets, _most_replayed(config, rung, window), withheld)
@@ -105,93 +219,64 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
             f"fine_tune: window {tick.seq} must have labelled training samples of model.classes, got none. "
             "Add labels, or extend model.classes."
         )
-    if not from_champion and start is None:
-        spec = spec.model_copy(update={"features": _standardised(config, spec, train)})
     tune = pool_of(window, [], "tune", targets, 0, withheld)
-    kept = pool_of(None, earlier, "tune", targets, config.window.bank_max_samples, withheld)
-    folder = f"candidates/{key}"
-    attempt = attempt_folder(folder)
-    champion_tune, champion_kept = (_champion_on(store, config, release, pool) for pool in (tune, kept))
-    training = None
-    torch.manual_seed(config.fine_tune.seed)
-    if rung in {"recalibrate", "head"}:
-        precision = config.model.precision
-        embedder = Embedder(store, module, spec, models.encoder_digest(module, spec, precision), precision)
-        if rung == "head":
-            spec = refit_head(embedder, train, tune, kept, config.fine_tune.seed)
-        else:
-            spec = recalibrate(embedder, train, tune, kept, _usual(store, release))
-        module, files, trained, device, spent, layout = embedder.module, {}, len(train), "cpu", Cost(), None
-        found = (
-            [hits_of(embedder.scores(v, r)[1], labels_of(v, r, targets), targets) for v, r in p.parts] for p in (tune, kept)
-        )
-        tuned, kept_accuracy = (pooled(hits) for hits in found)
-        tune_accuracy = tuned or 0.0
-    else:
-        knows = _learnt(store, config, release, start) if learnt and config.fine_tune.keep.distill else None
-        headed = learnt and not spec.native_head
-        spec = models.with_linear_head(module, spec, config.fine_tune.seed)
-        body = learnt or config.model.weights is not None
-        origin = copied(module) if pulled else None
-        if pulled:
-            pull_back(module, models.start(config.model, config.fine_tune.seed, config.s3)[0].state_dict(), pulled, spec.head)
-        probe = pulled or (config.fine_tune.probe_first and body and (start is None or start.rung == "recalibrate"))
-        if probe and len(torch.unique(train.labels, dim=0)) > 1:
-            precision = config.model.precision
-            embedder = Embedder(store, module, spec, models.encoder_digest(module, spec, precision), precision)
-            spec, headed = refit_head(embedder, train, tune, kept, config.fine_tune.seed), True
-        begin = Start(body, headed, knows, pulled, origin)
-        objective, given = Objective(targets, config.fine_tune, train.labels), config.model.weights
-        own = not learnt and given is not None and is_path(given)  # a file may bring a head of its own
-        objective.enter(models.linear_head(module, spec), drawn=not (headed or own))
-        trainer = Trainer(store, module, spec, config, rung, folder, attempt, objective, begin)
-        files, device = trainer.run(train, tune, kept), trainer.device
-        trained, training = trainer.trained, trainer.record
-        objective.leave(models.linear_head(trainer.module, spec))
-        tune_accuracy = pooled([trainer.hits(tune)]) or 0.0
-        kept_accuracy = pooled([trainer.hits(kept)]) if len(kept) else None
-        module, spent, layout = trainer.module, trainer.spent, trainer.layout
-    seconds = time.monotonic() - begun
-    with scratch() as temporary:
-        path = temporary / "model.safetensors"
-        models.save(module, path)
-        weights = store.keep_file(f"{attempt}/model.safetensors", path)
-    candidate = Candidate(
-        key=key,
-        rung=rung,
-        view=tick.view,
-        replay=replay,
-        champion=tick.champion,
-        start=start.key if start else release.id if from_champion and release else None,
-        request=tick.request,
-        spec=spec,
-        encoder=models.encoder_digest(module, spec, config.model.precision),
-        weights=weights,
-        trained_on=len(train),
-        tune_accuracy=tune_accuracy,
-        tune_samples=len(tune),
-        kept_accuracy=kept_accuracy,
-        champion_accuracy=champion_tune if len(tune) else champion_kept,
-        champion_kept_accuracy=champion_kept,
-        training=training,
-        cost=spent + Cost(seconds=seconds, device_seconds=seconds, samples=trained),
-        device=device,
-        layout=layout,
+    return train, tune, pool_of(None, earlier, "tune", targets, config.window.bank_max_samples, withheld)
+
+
+def _trained(
+    store: Store, plan: _Plan, module: nn.Module, spec: ModelSpec, pools: tuple[Pool, Pool, Pool], attempt: str
+) -> _Made:
+    """The rungs ``full`` and ``pretrained``: the network as a whole, its head probed first where that is asked for."""
+    config, origin, pulled = plan.config, plan.origin, plan.pulled
+    train, tune, kept = pools
+    keep, given = config.fine_tune.keep, config.model.weights
+    knows = _learnt(store, config, origin) if origin and keep.distill else None
+    headed = origin is not None and not origin.spec.native_head
+    spec = models.with_linear_head(module, spec, config.fine_tune.seed)
+    body = origin is not None or given is not None
+    before = copied(module) if pulled else None
+    if pulled:
+        pull_back(module, models.start(config.model, config.fine_tune.seed, config.s3)[0].state_dict(), pulled, spec.head)
+    probe = pulled or (config.fine_tune.probe_first and body and plan.after in {None, "recalibrate"})
+    if probe and len(torch.unique(train.labels, dim=0)) > 1:
+        spec = refit_head(_embedder(store, config, module, spec), train, tune, kept, config.fine_tune.seed)
+        headed = True
+    objective = Objective(train.targets, config.fine_tune, train.labels)
+    own = origin is None and given is not None and is_path(given)  # a file may bring a head of its own
+    objective.enter(models.linear_head(module, spec), drawn=not (headed or own))
+    begin = Start(body, headed, knows, pulled, before)
+    trainer = Trainer(store, module, spec, config, plan.rung, f"candidates/{plan.key}", attempt, objective, begin)
+    files = trainer.run(train, tune, kept)
+    objective.leave(models.linear_head(trainer.module, spec))
+    return _Made(
+        trainer.module,
+        spec,
+        *(pooled([trainer.hits(pool)]) for pool in (tune, kept)),
+        trained=trainer.trained,
+        device=trainer.device,
+        spent=trainer.spent,
         files=files,
-        seed=config.fine_tune.seed,
-        code=_code(),
-        versions=_versions(config.model.architecture),
+        layout=trainer.layout,
+        training=trainer.record,
     )
-    return settle(store, f"{folder}/record.json", candidate)
 
 
-def _start(
-    store: Store, config: PipelineConfig, release: Release | None, start: Candidate | None
-) -> tuple[nn.Module, ModelSpec]:
+def _embedder(store: Store, config: PipelineConfig, module: nn.Module, spec: ModelSpec) -> Embedder:
+    precision = config.model.precision
+    return Embedder(store, module, spec, models.encoder_digest(module, spec, precision), precision)
+
+
+def _hits(embedder: Embedder, pool: Pool) -> float | None:
+    """Accuracy on a pool; None of nothing."""
+    targets = pool.targets
+    return pooled([hits_of(embedder.scores(v, r)[1], labels_of(v, r, targets), targets) for v, r in pool.parts])
+
+
+def _start(store: Store, config: PipelineConfig, origin: Candidate | Release | None) -> tuple[nn.Module, ModelSpec]:
     """The weights to go on from, with a head for the configured classes."""
-    if release is None and start is None:
+    if origin is None:
         return models.start(config.model, config.fine_tune.seed, config.s3)
-    module, spec = _learnt(store, config, release, start)
+    module, spec = _learnt(store, config, origin)
     mine, theirs = ([(f.name, f.categories) for f in features] for features in (config.model.features, spec.features))
     if mine != theirs:
         raise ModelError(
@@ -199,6 +284,12 @@ def _start(
             f"categories, for any rung but pretrained, got {', '.join(name for name, _ in mine) or 'none'}. Put them back, or "
             "start over with `everfresh run --force --rung pretrained`."
         )
+    for name in () if spec.features else ("image_size", "mean", "std"):
+        if (wanted := getattr(config.model, name)) != (its := getattr(spec, name)):
+            raise ModelError(
+                f"model.{name} must be that of the champion, {its}, for any rung but pretrained, got {wanted}. Put it back, or "
+                "start over with `everfresh run --force --rung pretrained`."
+            )
     if spec.classes != config.model.outputs:
         spec = models.with_classes(module, spec, config.model.outputs, config.fine_tune.seed)
     return module, spec.model_copy(update={"tolerance": config.model.tolerance or 0.0})
@@ -236,12 +327,10 @@ def _champion_on(store: Store, config: PipelineConfig, release: Release | None, 
     return pooled([hits_of(champion.scores(v, r)[1], labels_of(v, r, its), its) for v, r in pool.parts])
 
 
-def _learnt(
-    store: Store, config: PipelineConfig, release: Release | None, start: Candidate | None
-) -> tuple[nn.Module, ModelSpec]:
+def _learnt(store: Store, config: PipelineConfig, origin: Candidate | Release) -> tuple[nn.Module, ModelSpec]:
     """The network that is gone on from, as it was recorded."""
-    spec, weights = (start.spec, start.weights) if start else (release.spec, release.files["model.safetensors"])  # type: ignore[union-attr]
-    return models.load(store, spec, weights, code=config.model.architecture), spec
+    weights = origin.weights if isinstance(origin, Candidate) else origin.files["model.safetensors"]
+    return models.load(store, origin.spec, weights, code=config.model.architecture), origin.spec
 
 
 def _weights_identity(weights: str | None) -> str | None:

@@ -45,7 +45,8 @@ LOWER = 0.1
 SHOWN = 16
 """Pictures in the event file, as the model saw them."""
 LOOK_EVERY = 20
-"""Steps between two looks at the loss on a device that runs ahead of us; on the CPU each step is looked at."""
+"""Steps between two looks at the loss on a device that runs ahead of us. On the CPU each step is looked at, and under a
+budget: who looks waits for the device, so the seconds of a step are its own."""
 PLANNED_AFTER = 6
 """Steps of a run until its seconds a step are known; the first is not counted, and the plan is looked at again later."""
 RANGE = (1e-6, 0.3)
@@ -176,7 +177,8 @@ class Trainer:
 
     def _train(self, feed: Feed, writer: Any, stop: Stop) -> None:
         """Steps until the last one, or until somebody says stop: then what was done is kept."""
-        batches, look = feed.batches, 1 if self.device == "cpu" else LOOK_EVERY
+        budgeted = self.config.schedule.device_seconds is not None
+        batches, look = feed.batches, 1 if self.device == "cpu" or budgeted else LOOK_EVERY
         planned = batches.steps
         start, ended = replace(self.progress), time.monotonic()
         if self.outcome.over:
@@ -447,4 +449,6 @@ class _NotFinite(Exception):
 
 
 def _all_finite(module: nn.Module) -> bool:
-    return all(bool(t.isfinite().all()) for t in module.state_dict().values() if t.is_floating_point())
+    """Whether all weights and buffers are finite; a buffer may hold -inf, as masks of attention do."""
+    weights = all(bool(p.isfinite().all()) for p in module.parameters())
+    return weights and all(bool((b < torch.inf).all()) for b in module.buffers() if b.is_floating_point())

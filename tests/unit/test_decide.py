@@ -306,6 +306,21 @@ def test_the_ladder_is_climbed_until_a_rung_is_enough(tried: list[Candidate], ex
     assert next_rung(RETRAIN, tried) == expected
 
 
+def test_a_rung_that_forgot_is_not_enough() -> None:
+    """The gates would refuse it, and the dearer rung that keeps what was learnt would never be tried."""
+    kept = candidate(tune=0.9, kept=0.89).model_copy(update={"champion_kept_accuracy": 0.9})
+    forgot = kept.model_copy(update={"kept_accuracy": 0.87})
+    assert next_rung(RETRAIN, [kept]) is None
+    assert next_rung(RETRAIN, [forgot]) == "full"
+
+
+def test_without_a_tune_sample_the_first_rung_that_learns_must_do() -> None:
+    unmeasured = candidate(tune=0.0).model_copy(update={"tune_samples": 0})
+    decision = RETRAIN.model_copy(update={"ladder": ("recalibrate", "head", "full")})
+    assert next_rung(decision, [unmeasured.model_copy(update={"rung": "recalibrate"})]) == "head"
+    assert next_rung(decision, [unmeasured]) is None
+
+
 def test_a_rung_without_an_answer_is_passed_over() -> None:
     assert next_rung(RETRAIN, [], {"head"}) == "full"
     assert next_rung(RETRAIN, [candidate("full", 0.1)], {"head"}) == "pretrained"

@@ -12,18 +12,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.loop import arrive, open_tick, pipeline, second_window
+from support.pictures import digits, write_folder
 from support.training import crash
 
-from everfresh.tasks import ingest, inputs, journal, models
+from everfresh.tasks import ingest, inputs, journal, models, publish
+from everfresh.tasks.architectures import build
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.embeddings import Embedder
-from everfresh.tasks.errors import AccessRefused, DataError, StoreError, TrainingError
+from everfresh.tasks.errors import AccessRefused, DataError, ModelError, StoreError, TrainingError
 from everfresh.tasks.fine_tune import fine_tune, stage
 from everfresh.tasks.fine_tune import trainer as training
 from everfresh.tasks.fine_tune.checkpoint import Checkpoints
 from everfresh.tasks.fine_tune.head import as_linear
 from everfresh.tasks.fine_tune.input import Batches
 from everfresh.tasks.fine_tune.interrupt import stoppable
+from everfresh.tasks.fine_tune.keep import Start
 from everfresh.tasks.fine_tune.objective import Objective
 from everfresh.tasks.fine_tune.trainer import Trainer
 from everfresh.tasks.ledger import find
@@ -89,6 +92,20 @@ def test_another_seed_request_or_setting_is_another_candidate(later: Any) -> Non
         fine_tune(store, config, tick.model_copy(update={"bank": ()}), "head").key,
     }
     assert len(keys) == 5
+
+
+def test_another_source_of_a_network_of_ones_own_is_another_candidate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    (tmp_path / "code").mkdir()
+    source = tmp_path / "code/network_of_mine.py"
+    source.write_text("from support.networks import plain\n")
+    place = first(tmp_path, model={"architecture": "network_of_mine:plain", "image_size": 16})
+    made = train(place, "full")
+    assert train(place, "full") == made
+    source.write_text("from support.networks import plain\nDROPOUT = 0.5\n")
+    assert train(place, "full").key != made.key
 
 
 # --- crashes -------------------------------------------------------------------------------------------------
@@ -598,6 +615,35 @@ def test_full_goes_on_from_the_head_and_pretrained_from_the_start(later: Any) ->
     assert train(later, "full").key != full.key
     fresh = train(later, "pretrained", start=head)
     assert (fresh.start, fresh.key) == (None, train(later, "pretrained").key)
+
+
+@pytest.mark.parametrize(("name", "value"), [("image_size", 40), ("mean", (0.1, 0.2, 0.3)), ("std", (0.5, 0.5, 0.5))])
+def test_pictures_in_another_form_than_the_champions_take_a_fresh_start(later: Any, name: str, value: Any) -> None:
+    store, config, tick = later
+    config = with_model(config, **{name: value})
+    for rung in ("head", "full"):
+        with pytest.raises(ModelError, match=rf"model\.{name} must be that of the champion, .* --rung pretrained"):
+            fine_tune(store, config, tick, rung)  # type: ignore[arg-type]
+    assert getattr(fine_tune(store, config, tick, "pretrained").spec, name) == value
+
+
+def test_a_head_that_was_drawn_anew_counts_as_no_learnt_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adopted network's own convolution gives way to a linear head, with other classes or without."""
+    begun: list[Start] = []
+    monkeypatch.setattr(stage, "Start", lambda *args: begun.append(Start(*args)) or begun[-1])
+    for number, classes in enumerate([("zero", "one"), ("zero", "one", "two")]):
+        folder = tmp_path / str(number)
+        config = pipeline(folder, model={"architecture": "support.networks:Convolutional", "classes": ("zero", "one")})
+        module = build(config.model.architecture, 2)
+        folder.mkdir()
+        models.save(module, folder / "mine.safetensors")
+        store = FolderStore(folder / "store")
+        window = ingest.freeze(store, config, str(write_folder(folder / "reference", digits(8, classes=("zero", "one")))))
+        publish.adopt(store, config, str(folder / "mine.safetensors"), window)
+        config = with_model(config, classes=classes)
+        arrive(config, 24)
+        fine_tune(store, config, open_tick(store, config), "full")
+    assert [(start.body, start.head) for start in begun] == [(True, False)] * 2
 
 
 def test_an_event_file_is_kept(later: Any) -> None:
