@@ -116,7 +116,7 @@ def source_digest(name: str) -> str | None:
         return None
     try:
         found = importlib.util.find_spec(name.partition(OWN)[0])
-    except (ImportError, ValueError):
+    except Exception:  # of somebody else's code, which finding it may run
         return None  # `build` will say so
     place = Path(found.origin) if found and found.origin else None
     return file_digest(place) if place and place.is_file() else None

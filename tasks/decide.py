@@ -195,7 +195,7 @@ def enough(decision: Decision, candidate: Candidate) -> bool:
     samples. Where there is no *tune* sample at all, nothing could say what a dearer rung buys: the first that learns must do.
     """
     if not candidate.measured:
-        return candidate.rung != "recalibrate"
+        return True
     gained = candidate.rung != "recalibrate" or candidate.gain is None or candidate.gain > 0
     return gained and candidate.reached >= decision.target and candidate.forgot <= FORGOTTEN
 

@@ -12,8 +12,9 @@
     ├── SourceError       the source cannot be listed or read
     ├── ModelError        architecture, weights or classes do not fit
     ├── DataError         too few or unusable samples for a step
-    ├── TrainingError     the loss is not finite, the device is missing
+    ├── TrainingError     the loss is not finite
     │   └── RungUnfit         this rung has no answer here; the ladder goes on
+    ├── DeviceError       the device to train on is missing, or too small; the window waits
     └── ReleaseError      a move of the champion that is not allowed
         └── ChampionMoved     somebody moved it since the evaluation
 
@@ -64,6 +65,10 @@ class DataError(EverfreshError):
 
 class TrainingError(EverfreshError):
     """Training cannot go on."""
+
+
+class DeviceError(EverfreshError):
+    """The device to train on is missing, or has too little memory; that is not the window's fault, which waits."""
 
 
 class RungUnfit(TrainingError):

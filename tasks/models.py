@@ -46,15 +46,21 @@ def start(config: ModelConfig, seed: int, s3: S3Config | None = None) -> tuple[n
     Raises:
         ModelError: unknown architecture, weights that cannot be had or do not fit.
     """
+    return begin(config, seed, s3)[:2]
+
+
+def begin(config: ModelConfig, seed: int, s3: S3Config | None = None) -> tuple[nn.Module, ModelSpec, bool]:
+    """The same, and whether its head is that of a file of weights: it has learnt something."""
     torch.manual_seed(seed)
+    own = False
     if config.weights is not None and is_path(config.weights):
-        module, spec = _from_state(config, read_state(config.weights, s3), seed)
+        module, spec, own = _from_state(config, read_state(config.weights, s3), seed)
     elif config.weights is not None:
-        module, spec = _with_head(published(config.architecture, config.weights, len(config.outputs)), config, seed)
+        module, spec, _ = _with_head(published(config.architecture, config.weights, len(config.outputs)), config, seed)
     else:
-        module, spec = _with_head(build(config.architecture, len(config.outputs), _inputs(config)), config, seed)
+        module, spec, _ = _with_head(build(config.architecture, len(config.outputs), _inputs(config)), config, seed)
     _check_head(module, spec)
-    return module, spec
+    return module, spec, own
 
 
 def adopt(config: ModelConfig, weights: str, s3: S3Config | None = None) -> tuple[nn.Module, ModelSpec]:
@@ -63,7 +69,7 @@ def adopt(config: ModelConfig, weights: str, s3: S3Config | None = None) -> tupl
     Raises:
         ModelError: the weights do not fit the architecture or the number of classes.
     """
-    module, spec = _from_state(config, read_state(weights, s3), seed=0, keep_head=True)
+    module, spec, _ = _from_state(config, read_state(weights, s3), seed=0, keep_head=True)
     _check_head(module, spec)
     return module.eval(), spec
 
@@ -299,17 +305,20 @@ def _inputs(config: ModelConfig) -> int:
     return sum(len(c.categories) or 1 for c in config.features)
 
 
-def _with_head(module: nn.Module, config: ModelConfig, seed: int) -> tuple[nn.Module, ModelSpec]:
+def _with_head(module: nn.Module, config: ModelConfig, seed: int) -> tuple[nn.Module, ModelSpec, bool]:
+    """With a head for the configured classes, and whether it is the module's own."""
     path, width, outputs, convolution = _find_head(module)
-    if convolution or outputs != len(config.outputs):
+    drawn = convolution or outputs != len(config.outputs)
+    if drawn:
         pooled = convolution or _is_pooled(module.get_submodule(path))
         _replace_head(module, path, width, len(config.outputs), seed, pooled=pooled)
-    return module, _spec(config, path, width, native=False)
+    return module, _spec(config, path, width, native=False), not drawn
 
 
 def _from_state(
     config: ModelConfig, state: dict[str, Tensor], seed: int, *, keep_head: bool = False
-) -> tuple[nn.Module, ModelSpec]:
+) -> tuple[nn.Module, ModelSpec, bool]:
+    """As a state dict has it, and whether the head is the state's own."""
     plain = build(config.architecture, len(config.outputs), _inputs(config))
     path, width, _, convolution = _find_head(plain)
     candidate = state.get(f"{path}.2.weight")
@@ -333,7 +342,7 @@ def _from_state(
         _replace_head(module, path, width, outputs, seed, pooled=True)
     load_strict(module, state, "model.weights")
     if keep_head:
-        return module, _spec(config, path, width, native=convolution and not ours)
+        return module, _spec(config, path, width, native=convolution and not ours), True
     return _with_head(module, config, seed)
 
 

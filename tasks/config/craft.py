@@ -42,8 +42,8 @@ class KeepConfig(Section):
     temperature: float = Field(default=2.0, gt=0, le=100)
     """That the scores are divided by before `distill` compares them."""
     interpolate: Annotated[tuple[float, ...], AfterValidator(_rising)] = ()
-    """Shares of the new weights, 0…1, at which start and challenger are mixed once trained (WiSE-FT); the mixture, or the
-    challenger itself, that does best on *tune* stays. Empty for the challenger itself. The start is the champion, with its
+    """Shares of the new weights, 0…1, at which start and challenger are mixed once trained (WiSE-FT): the one given, or the one
+    of several that does best on *tune*; 1 is the challenger itself. Empty for no mixing. The start is the champion, with its
     new head if the head rung came before, wherever `pull_back` made the training begin."""
 
 

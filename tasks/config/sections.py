@@ -700,6 +700,11 @@ class PipelineConfig(Section):
                 "fine_tune.policy and fine_tune.mix.kind must be none while model.features is given, got "
                 f"{self.fine_tune.policy} and {self.fine_tune.mix.kind}: only pictures can be changed so. Remove them"
             )
+        if self.model.weights is None and self.fine_tune.keep.pull_back:
+            raise ValueError(
+                f"fine_tune.keep.pull_back must be 0 while model.weights is null, got {self.fine_tune.keep.pull_back:g}: it pulls "
+                "towards them. Give weights, or remove it"
+            )
         if self.model.weights is None and self.policy.bootstrap == "head":
             raise ValueError(
                 "policy.bootstrap must not be head while model.weights is null, got head on random features. "

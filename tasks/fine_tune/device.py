@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from everfresh.tasks.errors import EverfreshError, ModelError, TrainingError
+from everfresh.tasks.errors import DeviceError, EverfreshError, ModelError
 from everfresh.tasks.records import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def use(wanted: str) -> bool:
         wanted: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` (the current one), ``cuda:N`` or ``mps``.
 
     Raises:
-        TrainingError: this machine has no such device.
+        DeviceError: this machine has no such device.
     """
     there = present()
     if wanted == "auto":
@@ -35,7 +35,7 @@ def use(wanted: str) -> bool:
             log.info("fine_tune.device auto: there is no GPU here, so this trains on the CPU")
         return False  # accelerate takes the best that is there
     if wanted not in there and not (wanted == "cuda" and any(name.startswith("cuda") for name in there)):
-        raise TrainingError(
+        raise DeviceError(
             f"fine_tune.device must be there, got {wanted} where there is {', '.join(there)} (torch {torch.__version__}, CUDA "
             f"{torch.version.cuda or 'not built in'}). Run it where there is one, or set fine_tune.device to auto."
         )

@@ -86,12 +86,17 @@ def choose(config: FineTuneConfig, default: Layout, module: nn.Module, batch: Te
     if not compiled and len(eager) == 1:
         return eager[0].model_copy(update={"why": "pinned" if eager[0] != default else "default"})
     fallback = _nearest(default, eager or compiled)
-    with _undisturbed(batch.device):
+    small = steps < FEWEST
+    if small and not fallback.compiled:
+        return fallback.model_copy(update={"why": "too small a training to measure"})
+    with undisturbed(batch.device):
         trial = Trial(module, batch)
+        if not trial.copies:
+            return fallback.eager.model_copy(update={"why": "the network cannot be copied, so nothing was measured"})
         if not eager and len(compiled) == 1:
             return trial.if_it_runs(compiled[0].model_copy(update={"why": "pinned"}))
-        if steps < FEWEST or steps * trial.operations() < WORTH.get(batch.device.type, 0.0):
-            return fallback.model_copy(update={"why": "too small a training to measure"})
+        if small or steps * trial.operations() < WORTH.get(batch.device.type, 0.0):
+            return trial.if_it_runs(fallback.model_copy(update={"why": "too small a training to measure"}))
         place = _place(module, batch, model)
         known = _read(place)
         before = dict(known.step)
@@ -101,14 +106,19 @@ def choose(config: FineTuneConfig, default: Layout, module: nn.Module, batch: Te
             if layout.name in known.step:
                 continue
             if best is not None and (
-                known.total(best, steps) * COMPILE_GAIN < COMPILE_SECONDS
+                known.step[best.name] == float("inf")
+                or known.total(best, steps) * COMPILE_GAIN < COMPILE_SECONDS
                 or known.step[layout.eager.name] > HOPELESS * known.step[best.name]
             ):
                 continue
             trial.measure([layout], known)
+            if known.step[layout.name] == float("inf"):
+                break  # what failed once fails again, after as many minutes
+        found = _fastest([*eager, *compiled], fallback, known, steps)
+        if found.compiled and found.name in before:
+            found = trial.if_it_runs(found)  # it was measured elsewhere, or the compiler has gone since
     if known.step != before:
         _write(place, known)
-    found = _fastest([*eager, *compiled], fallback, known, steps)
     table = {name: round(seconds * 1e3, 3) for name, seconds in sorted(known.step.items()) if seconds < float("inf")}
     log.info("training computes in %s; measured, ms a step: %s", found.name, table)
     return found.model_copy(update={"why": "measured" if known.step != before else "measured before", "measured": table})
@@ -145,7 +155,7 @@ def _nearest(default: Layout, layouts: Sequence[Layout]) -> Layout:
 
 def if_it_compiles(layout: Layout, module: nn.Module, batch: Tensor) -> Layout:
     """A compiled setting that a checkpoint was made in; the same without compilation where that does not work here."""
-    with _undisturbed(batch.device):
+    with undisturbed(batch.device):
         return Trial(module, batch).if_it_runs(layout)
 
 
@@ -153,16 +163,24 @@ class Trial:
     """Steps on copies of a module, with a batch of its own; one copy for each memory format."""
 
     def __init__(self, module: nn.Module, batch: Tensor) -> None:
-        self.module, self.batch = module, batch
+        self.batch = batch
         self.copies: dict[str, tuple[nn.Module, Tensor]] = {}
+        """By memory format; none if the module cannot be copied."""
+        try:
+            first = copy.deepcopy(module)
+        except Exception as error:  # of somebody else's code: a measurement ends no training
+            log.info("%s cannot be copied: %s", type(module).__name__, error)
+            return
+        self.copies["contiguous"] = first.train().to(memory_format=torch.contiguous_format), batch.contiguous()
 
     def operations(self) -> float:
         """FLOP of one training step, forward and twice as many backward, as torch counts them."""
         from torch.utils.flop_counter import FlopCounterMode
 
-        module, few = copy.deepcopy(self.module).eval(), self.batch[:2]
+        module, few = self.copies["contiguous"][0], self.batch[:2]
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            module(few)
+            module.eval()(few)
+        module.train()
         return 3.0 * len(self.batch) / len(few) * float(counter.get_total_flops())
 
     def measure(self, layouts: Sequence[Layout], into: Measured) -> None:
@@ -186,8 +204,10 @@ class Trial:
                 break
 
     def if_it_runs(self, layout: Layout) -> Layout:
-        """The setting, or the same without compilation if a step does not work here."""
-        if self._try(self._prepared(layout), layout):
+        """The setting, or the same without compilation if that does not work here."""
+        if not layout.compiled:
+            return layout
+        if self.copies and self._try(self._prepared(layout), layout):
             return layout
         return layout.eager.model_copy(update={"why": "compiling does not work here"})
 
@@ -202,7 +222,7 @@ class Trial:
             words = str(error).strip().partition("\n")[0][:200]
             log.warning(
                 "fine_tune.compile: %s cannot be compiled here (%s: %s); going on without. A C++ compiler (g++) is needed; "
-                "fine_tune.compile: false does not try.", self.module.__class__.__name__, type(error).__name__, words,
+                "fine_tune.compile: false does not try.", type(self.copies["contiguous"][0]).__name__, type(error).__name__, words,
             )  # fmt: skip
             torch.compiler.reset()
             return False
@@ -210,7 +230,7 @@ class Trial:
 
     def _prepared(self, layout: Layout) -> Step:
         if layout.memory_format not in self.copies:
-            module = copy.deepcopy(self.module).train().to(memory_format=memory_format(layout))
+            module = copy.deepcopy(self.copies["contiguous"][0]).to(memory_format=memory_format(layout))
             self.copies[layout.memory_format] = module, self.batch.to(memory_format=memory_format(layout))
         module, batch = self.copies[layout.memory_format]
         network = compiled(module) if layout.compiled else module
@@ -244,7 +264,7 @@ def compiled(module: nn.Module) -> Callable[..., Any]:
 
 
 @contextmanager
-def _undisturbed(device: torch.device) -> Iterator[None]:
+def undisturbed(device: torch.device) -> Iterator[None]:
     """Whatever is drawn within, later draws are those of a run that measured nothing."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
@@ -284,7 +304,8 @@ def _write(place: Path, known: Measured) -> None:
     partial = place.with_suffix(f".{uuid.uuid4().hex}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"step": known.step, "compiling": known.compiling}, sort_keys=True))
+        runs = {name: seconds for name, seconds in known.step.items() if seconds < float("inf")}  # others may another time
+        partial.write_text(json.dumps({"step": runs, "compiling": known.compiling}, sort_keys=True))
         partial.replace(place)
     except OSError as error:
         log.warning("what was measured cannot be kept in %s (%s); the next run measures again", place.parent, error.strerror)

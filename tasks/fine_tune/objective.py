@@ -109,9 +109,9 @@ class Objective:
 
 def _rescale(head: nn.Linear, offset: Tensor, factor: Tensor) -> None:
     """Outputs become offset + factor · outputs, computed in double precision."""
-    head.weight.copy_(head.weight.double() * factor.to(head.weight.device)[:, None])
+    head.weight.copy_(head.weight.cpu().double() * factor[:, None])  # not every device has such numbers
     if head.bias is not None:
-        head.bias.copy_(head.bias.double() * factor.to(head.bias.device) + offset.to(head.bias.device))
+        head.bias.copy_(head.bias.cpu().double() * factor + offset)
 
 
 def class_weights(truth: Tensor, classes: int, beta: float) -> Tensor:
@@ -123,6 +123,6 @@ def class_weights(truth: Tensor, classes: int, beta: float) -> Tensor:
 
 def focal(scores: Tensor, truth: Tensor, gamma: float) -> Tensor:
     """Mean focal loss of class scores (B, C) against class numbers (B,) or shares of the classes (B, C)."""
-    logs = scores.log_softmax(dim=1)
+    logs = scores.float().log_softmax(dim=1)
     shares = F.one_hot(truth, scores.shape[1]).to(logs) if truth.ndim == 1 else truth
     return -(shares * (1 - logs.exp()) ** gamma * logs).sum(dim=1).mean()

@@ -31,7 +31,10 @@ class Outcome:
 
     def __init__(self, module: nn.Module, keep: KeepConfig, patience: int | None, start: Start) -> None:
         self.keep, self.patience = keep, patience
-        self.origin: State = (start.origin or copied(module)) if keep.interpolate and start.head else {}
+        self.origin: State = {}
+        if keep.interpolate and start.head:
+            now = copied(module)
+            self.origin = {name: (start.origin or now)[name].to(tensor.device) for name, tensor in now.items()}
         self.tune: Tune | None = None
         self.device = "cpu"
         self.share: float | None = None
@@ -47,7 +50,7 @@ class Outcome:
 
     def judge_by(self, tune: Pool, kept: Pool, spec: ModelSpec, objective: Objective, device: str) -> None:
         """Take *tune* of the window and of earlier ones to choose by, if something is to be chosen."""
-        if self.patience is None and not self.origin:
+        if self.patience is None and not (self.origin and len(self.keep.interpolate) > 1):
             return
         if len(tune) + len(kept):
             self.tune, self.device = Tune(tune, kept, spec, objective), device
@@ -93,14 +96,15 @@ class Outcome:
         """From the weights of the last step to those that are released."""
         if self.best or self.average:
             module.load_state_dict(self.best or self.average.state)  # type: ignore[union-attr]
-        if not self.origin or self.tune is None:
+        shares = self.keep.interpolate
+        if not self.origin or (len(shares) > 1 and self.tune is None):
             return
         end, scored = copied(module), []
-        for share in sorted({*self.keep.interpolate, 1.0}):
+        for share in shares if self.tune and len(shares) > 1 else ():
             module.load_state_dict(between(self.origin, end, share))
             scored.append((self.tune.score(module, self.device), share))
-        (accuracy, loss), self.share = max(scored)
-        log.info("mixed %g of the new weights with the start: %.3f on *tune*, loss %.3f", self.share, accuracy, -loss)
+        self.share = max(scored)[1] if scored else shares[0]
+        log.info("mixed %g of the new weights with the start", self.share)
         module.load_state_dict(between(self.origin, end, self.share))
 
     def state(self) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from everfresh.tasks import models
 from everfresh.tasks.architectures import TIMM, source_digest
@@ -68,8 +68,8 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
 
     Raises:
         DataError: the window has no labelled training sample.
-        ModelError: the champion is of another task, other features or another size of picture.
-        RungUnfit: the rung has no answer here.
+        ModelError: the champion is of another task.
+        RungUnfit: the rung has no answer here; the champion is of other features, or of pictures in another form.
         TrainingError: the loss is not finite.
     """
     begun = time.monotonic()
@@ -86,7 +86,7 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         )
     if rung == "recalibrate":
         _recalibrable(release, targets)
-    module, spec = _start(store, config, origin)
+    module, spec, headed = _start(store, config, origin)
     train, tune, kept = _pools(store, config, tick, rung, targets)
     if origin is None:
         spec = spec.model_copy(update={"features": _standardised(config, spec, train)})
@@ -102,7 +102,7 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
             spec = recalibrate(embedder, train, tune, kept, _usual(store, release))
         made = _Made(embedder.module, spec, *(_hits(embedder, pool) for pool in (tune, kept)), trained=len(train))
     else:
-        made = _trained(store, plan, module, spec, (train, tune, kept), attempt)
+        made = _trained(store, plan, (module, spec, headed), (train, tune, kept), attempt)
     seconds = time.monotonic() - begun
     with scratch() as temporary:
         path = temporary / "model.safetensors"
@@ -224,27 +224,26 @@ def _pools(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, targets
 
 
 def _trained(
-    store: Store, plan: _Plan, module: nn.Module, spec: ModelSpec, pools: tuple[Pool, Pool, Pool], attempt: str
+    store: Store, plan: _Plan, start: tuple[nn.Module, ModelSpec, bool], pools: tuple[Pool, Pool, Pool], attempt: str
 ) -> _Made:
     """The rungs ``full`` and ``pretrained``: the network as a whole, its head probed first where that is asked for."""
     config, origin, pulled = plan.config, plan.origin, plan.pulled
+    module, spec, headed = start
     train, tune, kept = pools
-    keep, given = config.fine_tune.keep, config.model.weights
+    keep = config.fine_tune.keep
     knows = _learnt(store, config, origin) if origin and keep.distill else None
-    headed = origin is not None and not origin.spec.native_head
     spec = models.with_linear_head(module, spec, config.fine_tune.seed)
-    body = origin is not None or given is not None
-    before = copied(module) if pulled else None
+    objective = Objective(train.targets, config.fine_tune, train.labels)
+    body = origin is not None or config.model.weights is not None
+    before = _entered(module, spec, objective) if pulled and headed and keep.interpolate else None
     if pulled:
         pull_back(module, models.start(config.model, config.fine_tune.seed, config.s3)[0].state_dict(), pulled, spec.head)
     probe = pulled or (config.fine_tune.probe_first and body and plan.after in {None, "recalibrate"})
     if probe and len(torch.unique(train.labels, dim=0)) > 1:
         spec = refit_head(_embedder(store, config, module, spec), train, tune, kept, config.fine_tune.seed)
         headed = True
-    objective = Objective(train.targets, config.fine_tune, train.labels)
-    own = origin is None and given is not None and is_path(given)  # a file may bring a head of its own
-    objective.enter(models.linear_head(module, spec), drawn=not (headed or own))
-    begin = Start(body, headed, knows, pulled, before)
+    objective.enter(models.linear_head(module, spec), drawn=not headed)
+    begin = Start(body, headed and (origin is not None or bool(probe)), knows, pulled, before)
     trainer = Trainer(store, module, spec, config, plan.rung, f"candidates/{plan.key}", attempt, objective, begin)
     files = trainer.run(train, tune, kept)
     objective.leave(models.linear_head(trainer.module, spec))
@@ -261,6 +260,15 @@ def _trained(
     )
 
 
+def _entered(module: nn.Module, spec: ModelSpec, objective: Objective) -> dict[str, Tensor]:
+    """Its weights as the objective trains them; the module stays as it is."""
+    now = copied(module)
+    objective.enter(models.linear_head(module, spec), drawn=False)
+    found = copied(module)
+    module.load_state_dict(now)
+    return found
+
+
 def _embedder(store: Store, config: PipelineConfig, module: nn.Module, spec: ModelSpec) -> Embedder:
     precision = config.model.precision
     return Embedder(store, module, spec, models.encoder_digest(module, spec, precision), precision)
@@ -272,27 +280,28 @@ def _hits(embedder: Embedder, pool: Pool) -> float | None:
     return pooled([hits_of(embedder.scores(v, r)[1], labels_of(v, r, targets), targets) for v, r in pool.parts])
 
 
-def _start(store: Store, config: PipelineConfig, origin: Candidate | Release | None) -> tuple[nn.Module, ModelSpec]:
-    """The weights to go on from, with a head for the configured classes."""
+def _start(store: Store, config: PipelineConfig, origin: Candidate | Release | None) -> tuple[nn.Module, ModelSpec, bool]:
+    """The weights to go on from, with a head for the configured classes, and whether that head has learnt something."""
     if origin is None:
-        return models.start(config.model, config.fine_tune.seed, config.s3)
+        return models.begin(config.model, config.fine_tune.seed, config.s3)
     module, spec = _learnt(store, config, origin)
     mine, theirs = ([(f.name, f.categories) for f in features] for features in (config.model.features, spec.features))
     if mine != theirs:
-        raise ModelError(
+        raise RungUnfit(
             f"model.features must be those of the champion, {', '.join(name for name, _ in theirs) or 'none'}, and their "
             f"categories, for any rung but pretrained, got {', '.join(name for name, _ in mine) or 'none'}. Put them back, or "
             "start over with `everfresh run --force --rung pretrained`."
         )
     for name in () if spec.features else ("image_size", "mean", "std"):
         if (wanted := getattr(config.model, name)) != (its := getattr(spec, name)):
-            raise ModelError(
+            raise RungUnfit(
                 f"model.{name} must be that of the champion, {its}, for any rung but pretrained, got {wanted}. Put it back, or "
                 "start over with `everfresh run --force --rung pretrained`."
             )
+    headed = not spec.native_head and spec.classes == config.model.outputs
     if spec.classes != config.model.outputs:
         spec = models.with_classes(module, spec, config.model.outputs, config.fine_tune.seed)
-    return module, spec.model_copy(update={"tolerance": config.model.tolerance or 0.0})
+    return module, spec.model_copy(update={"tolerance": config.model.tolerance or 0.0}), headed
 
 
 def _standardised(config: PipelineConfig, spec: ModelSpec, train: Pool) -> tuple[Feature, ...]:

@@ -21,14 +21,22 @@ from torch import Tensor, nn
 
 from everfresh.tasks import models
 from everfresh.tasks.config import FineTuneConfig, PipelineConfig, Rung
-from everfresh.tasks.errors import TrainingError
+from everfresh.tasks.errors import DeviceError, TrainingError
 from everfresh.tasks.fine_tune.augment import Mix, policy
 from everfresh.tasks.fine_tune.checkpoint import Checkpoints, Progress
 from everfresh.tasks.fine_tune.device import trains, use
 from everfresh.tasks.fine_tune.input import Batches, Feed, Pictures, seed_of, workers_of
 from everfresh.tasks.fine_tune.interrupt import Stop, stoppable
 from everfresh.tasks.fine_tune.keep import Anchor, Start
-from everfresh.tasks.fine_tune.layout import arithmetic, choose, compiled, default_of, if_it_compiles, memory_format
+from everfresh.tasks.fine_tune.layout import (
+    arithmetic,
+    choose,
+    compiled,
+    default_of,
+    if_it_compiles,
+    memory_format,
+    undisturbed,
+)
 from everfresh.tasks.fine_tune.objective import Objective
 from everfresh.tasks.fine_tune.outcome import Outcome
 from everfresh.tasks.fine_tune.pool import Pool, hits_of, labels_of
@@ -76,7 +84,7 @@ class Trainer:
         from accelerate.state import AcceleratorState
 
         cpu = use(config.fine_tune.device)
-        if torch.cuda.is_available():
+        if not cpu and torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         AcceleratorState._reset_state(reset_partial_state=True)  # each stage chooses its own precision
         self.accelerator = Accelerator(cpu=cpu, mixed_precision="no")  # `layout` says which precision
@@ -238,7 +246,7 @@ class Trainer:
         rates = [RANGE[0] * (RANGE[1] / RANGE[0]) ** (number / count) for number in range(RANGE_STEPS)]
         losses: list[float] = []
         again = chain.from_iterable(self._ready(feed, done) for done in repeat(0))
-        with torch.random.fork_rng():
+        with undisturbed(self.accelerator.device):
             for number, (pixels, labels) in zip(range(RANGE_STEPS), again, strict=False):
                 self._hold(0, feed.batches.steps)
                 self._learn(*self._fed(pixels, labels, number), rates[number])
@@ -344,7 +352,7 @@ class Trainer:
         """Smaller parts of each batch from now on; the batch that a step learns from stays as large."""
         tried = self._parts_of(batch)
         if tried >= max(1, batch // 2):
-            raise TrainingError(
+            raise DeviceError(
                 f"fine_tune: two samples of {' × '.join(map(str, shape(self.spec)))} must fit into the memory of "
                 f"{self.device}, and do not. Free it of other processes, or choose a smaller model.architecture or "
                 "model.image_size."

@@ -16,7 +16,7 @@ from support.pictures import digits, noise, write_folder
 
 from everfresh.tasks import models
 from everfresh.tasks.config import PipelineConfig
-from everfresh.tasks.errors import ModelError, TrainingError
+from everfresh.tasks.errors import DeviceError, ModelError
 from everfresh.tasks.fine_tune import fine_tune
 from everfresh.tasks.images import examine
 from everfresh.tasks.records import Tick
@@ -239,7 +239,7 @@ def test_a_gpu_that_is_not_there_is_told_before_anything_is_trained(tmp_path: Pa
     store, config = second_window(tmp_path, fine_tune={"device": wanted})
     tick = open_tick(store, config)
     with pytest.raises(
-        TrainingError,
+        DeviceError,
         match=rf"^fine_tune\.device must be there, got {wanted} where there is cpu \(torch .*\)\. Run it where there is one, "
         r"or set fine_tune\.device to auto\.$",
     ):

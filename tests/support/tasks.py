@@ -36,7 +36,7 @@ def slants(folder: Path, **changes: Any) -> PipelineConfig:
     model = {"task": "regression", "classes": (), "targets": ["slant"], "tolerance": 5.0} | changes.pop("model", {})
     training = {"epochs": 12, "learning_rate": 0.02, "augment": "none", "batch_size": 16} | changes.pop("fine_tune", {})
     gates = [{"kind": "floor", "metric": "mae", "maximum": 9}, {"kind": "better"}, {"kind": "no_worse", "margin": 0.2}]
-    return pipeline(folder, source=SIDECAR, model=model, fine_tune=training, gates=gates, **changes)
+    return pipeline(folder, source=SIDECAR, model=model, fine_tune=training, **{"gates": gates} | changes)
 
 
 def leaning(config: PipelineConfig, count: int, *, start: int, scanner: Scanner = CLEAN) -> None:

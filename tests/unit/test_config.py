@@ -166,6 +166,8 @@ WORDS: list[tuple[dict[str, Any], str]] = [
         "nothing is frozen. Set freeze, or remove thaw."),
     ({"fine_tune__keep__interpolate": [0.5, 0.25]}, "fine_tune.keep.interpolate: must be numbers from 0 to 1 that rise, got "
         "[0.5, 0.25]. Write such as [0.25, 0.5, 0.75]."),
+    ({"model__weights": None, "fine_tune__keep__pull_back": 0.5}, "fine_tune.keep.pull_back must be 0 while model.weights is "
+        "null, got 0.5: it pulls towards them. Give weights, or remove it."),
     ({"fine_tune__epochs": 0}, "fine_tune.epochs: must be at least 1, got 0. Raise it."),
     ({"drift__false_alarm_rate": 0.9}, "drift.false_alarm_rate: must be at most 0.5, got 0.9. Lower it."),
     ({"drift__false_alarm_rate": 0}, "drift.false_alarm_rate: must be more than 0, got 0. Raise it."),

@@ -316,9 +316,8 @@ def test_a_rung_that_forgot_is_not_enough() -> None:
 
 def test_without_a_tune_sample_the_first_rung_that_learns_must_do() -> None:
     unmeasured = candidate(tune=0.0).model_copy(update={"tune_samples": 0})
-    decision = RETRAIN.model_copy(update={"ladder": ("recalibrate", "head", "full")})
-    assert next_rung(decision, [unmeasured.model_copy(update={"rung": "recalibrate"})]) == "head"
-    assert next_rung(decision, [unmeasured]) is None
+    assert next_rung(RETRAIN, [unmeasured]) is None
+    assert next_rung(RETRAIN, [unmeasured.model_copy(update={"kept_accuracy": 0.5})]) == "full"
 
 
 def test_a_rung_without_an_answer_is_passed_over() -> None:

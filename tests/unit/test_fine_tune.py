@@ -11,22 +11,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.loop import arrive, open_tick, pipeline, second_window
+from support.loop import arrive, open_tick, pipeline, run_window, second_window
 from support.pictures import digits, write_folder
+from support.tasks import leaning, slants
 from support.training import crash
 
 from everfresh.tasks import ingest, inputs, journal, models, publish
-from everfresh.tasks.architectures import build
+from everfresh.tasks.architectures import build, source_digest
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.embeddings import Embedder
-from everfresh.tasks.errors import AccessRefused, DataError, ModelError, StoreError, TrainingError
+from everfresh.tasks.errors import AccessRefused, DataError, DeviceError, RungUnfit, StoreError, TrainingError
 from everfresh.tasks.fine_tune import fine_tune, stage
 from everfresh.tasks.fine_tune import trainer as training
 from everfresh.tasks.fine_tune.checkpoint import Checkpoints
 from everfresh.tasks.fine_tune.head import as_linear
 from everfresh.tasks.fine_tune.input import Batches
 from everfresh.tasks.fine_tune.interrupt import stoppable
-from everfresh.tasks.fine_tune.keep import Start
+from everfresh.tasks.fine_tune.keep import Start, State
 from everfresh.tasks.fine_tune.objective import Objective
 from everfresh.tasks.fine_tune.trainer import Trainer
 from everfresh.tasks.ledger import find
@@ -94,9 +95,7 @@ def test_another_seed_request_or_setting_is_another_candidate(later: Any) -> Non
     assert len(keys) == 5
 
 
-def test_another_source_of_a_network_of_ones_own_is_another_candidate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_source_of_a_network_of_ones_own_is_another_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path / "code")
     (tmp_path / "code").mkdir()
     source = tmp_path / "code/network_of_mine.py"
@@ -106,6 +105,15 @@ def test_another_source_of_a_network_of_ones_own_is_another_candidate(
     assert train(place, "full") == made
     source.write_text("from support.networks import plain\nDROPOUT = 0.5\n")
     assert train(place, "full").key != made.key
+
+
+def test_code_that_raises_where_its_source_is_looked_for_is_left_to_whoever_builds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_of_mine").mkdir()
+    (tmp_path / "broken_of_mine/__init__.py").write_text("raise RuntimeError('no')")
+    assert source_digest("broken_of_mine.net:make") is source_digest("nowhere.net:make") is source_digest("resnet18") is None
 
 
 # --- crashes -------------------------------------------------------------------------------------------------
@@ -485,7 +493,7 @@ def test_out_of_memory_the_batch_is_taken_in_parts_and_learnt_from_whole(
 
 def test_where_two_pictures_do_not_fit_the_error_says_what_to_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory_for(monkeypatch, 1)
-    with pytest.raises(TrainingError, match=r"two samples of 3 × 16 × 16 must fit .* choose a smaller .* model.image_size"):
+    with pytest.raises(DeviceError, match=r"two samples of 3 × 16 × 16 must fit .* choose a smaller .* model.image_size"):
         train(first(tmp_path, 36), "pretrained")
 
 
@@ -622,7 +630,7 @@ def test_pictures_in_another_form_than_the_champions_take_a_fresh_start(later: A
     store, config, tick = later
     config = with_model(config, **{name: value})
     for rung in ("head", "full"):
-        with pytest.raises(ModelError, match=rf"model\.{name} must be that of the champion, .* --rung pretrained"):
+        with pytest.raises(RungUnfit, match=rf"model\.{name} must be that of the champion, .* --rung pretrained"):
             fine_tune(store, config, tick, rung)  # type: ignore[arg-type]
     assert getattr(fine_tune(store, config, tick, "pretrained").spec, name) == value
 
@@ -644,6 +652,43 @@ def test_a_head_that_was_drawn_anew_counts_as_no_learnt_one(tmp_path: Path, monk
         arrive(config, 24)
         fine_tune(store, config, open_tick(store, config), "full")
     assert [(start.body, start.head) for start in begun] == [(True, False)] * 2
+
+
+def test_what_a_pulled_back_start_is_mixed_with_predicts_as_the_champion_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the units of the training, which of a regression are not those of the targets."""
+    seen: list[State] = []
+    entered = stage._entered
+    monkeypatch.setattr(stage, "_entered", lambda *args: seen.append(entered(*args)) or seen[-1])
+    weights = tmp_path / "start.safetensors"
+    models.save(models.small_cnn(1), weights)
+    config = slants(
+        tmp_path,
+        model={"weights": str(weights)},
+        fine_tune={"full_epochs": 1, "keep": {"pull_back": 0.5, "interpolate": [0.0]}},
+        gates=[{"kind": "floor", "minimum": 0}],
+    )
+    store = FolderStore(tmp_path / "store")
+    leaning(config, 120, start=0)
+    assert run_window(store, config).move is not None
+    leaning(config, 40, start=120)
+    tick = open_tick(store, config)
+    release = find(store, f"releases/{tick.champion}/release.json", Release)
+    assert release is not None
+    made = fine_tune(store, config, tick, "full")
+    assert len(seen) == 1
+    before = models.load(store, release.spec, release.files["model.safetensors"]).state_dict()
+    for name, tensor in models.load(store, made.spec, made.weights).state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=1e-4, atol=1e-4)
+
+
+def test_a_file_tells_whether_its_head_has_learnt(tmp_path: Path) -> None:
+    config = pipeline(tmp_path, model={"architecture": "support.networks:plain"}).model
+    assert not models.begin(config, 0)[2]
+    for outputs, kept in ((len(config.classes), True), (len(config.classes) + 2, False)):
+        models.save(build(config.architecture, outputs), tmp_path / "w.safetensors")
+        assert models.begin(config.model_copy(update={"weights": str(tmp_path / "w.safetensors")}), 0)[2] is kept
 
 
 def test_an_event_file_is_kept(later: Any) -> None:

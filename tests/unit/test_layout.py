@@ -199,6 +199,11 @@ def test_where_nothing_can_be_kept_a_warning_says_so(
     assert "the next run measures again" in caplog.text
 
 
+def no_compiler(*_: Any) -> Any:
+    """A backend for where there is none."""
+    raise RuntimeError("no C++ compiler")
+
+
 # --- compiling -------------------------------------------------------------------------------------------------------
 
 
@@ -234,6 +239,36 @@ def test_compiling_is_tried_only_where_it_can_pay_back(
     made = chosen(module, compile="auto", steps=1_000_000)
     assert [name for name in tried if "compiled" in name] == ["bf16 channels_last compiled"]
     assert (made.name, made.compiled) == ("bf16 channels_last compiled", True)
+
+
+def test_what_did_not_run_is_tried_again_another_time(
+    module: Net, worth: None, clock: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock["bf16 channels_last compiled"] = 20.0
+    monkeypatch.setattr(layout, "BACKEND", no_compiler)
+    assert not chosen(module, compile="auto", steps=1_000_000).compiled
+    monkeypatch.setattr(layout, "BACKEND", "eager")
+    assert chosen(module, compile="auto", steps=1_000_000).compiled
+    monkeypatch.setattr(layout, "BACKEND", no_compiler)  # the same cache where there is no compiler
+    made = chosen(module, compile="auto", steps=1_000_000)
+    assert (made.name, made.why) == ("bf16 channels_last", "measured before")
+
+
+def test_a_small_training_that_is_to_be_compiled_goes_on_without_where_that_does_not_work(
+    module: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "BACKEND", no_compiler)
+    assert not chosen(module, compile=True, steps=layout.FEWEST - 1).compiled
+
+
+def test_a_network_that_cannot_be_copied_is_not_measured(worth: None) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(1), nn.Linear(8 * 14 * 14, 3))
+    net.register_buffer("derived", net[0].weight * 2)  # not a leaf, as weight_norm leaves one
+    with pytest.raises(RuntimeError):
+        copy.deepcopy(net)
+    for compiling in (False, True, "auto"):
+        made = chosen(net, compile=compiling)
+        assert (made.name, made.measured) == ("fp32 contiguous", {})
 
 
 def test_where_there_is_no_compiler_one_warning_says_so_and_training_goes_on(

@@ -66,6 +66,15 @@ def test_focal_counts_a_sample_less_the_better_it_is_predicted(seed: int, gamma:
     assert loss(SETS, scores, sets, loss="focal", focal_gamma=gamma) == pytest.approx(expected, rel=1e-4)
 
 
+def test_losses_of_bf16_scores_are_added_up_in_fp32() -> None:
+    scores, numbers, sets, _ = drawn(0)
+    for task, truth, kinds in ((ONE, numbers, ("cross_entropy", "class_balanced", "focal")), (SETS, sets, ("bce", "focal"))):
+        for kind in kinds:
+            objective = Objective(task, FineTuneConfig(loss=kind), truth)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert objective.loss(scores.bfloat16(), truth).dtype == torch.float32, kind
+
+
 @pytest.mark.parametrize("kind", ["cross_entropy", "class_balanced", "focal"])
 def test_shares_of_the_classes_serve_as_labels_too(kind: str) -> None:
     scores, numbers, _, _ = drawn()

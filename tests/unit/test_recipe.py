@@ -460,6 +460,17 @@ def test_where_new_weights_are_worse_on_tune_the_mixture_is_the_start(later: Lat
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(place, made).items())
 
 
+def test_one_share_is_taken_whatever_tune_says(later: Later) -> None:
+    store, config, tick = place = later(epochs=1, keep={"interpolate": [0.25]})
+    start = fine_tune(*place, "head")
+    mixed_one = fine_tune(*place, "full", start)
+    plain = fine_tune(store, changed(config, keep={}), tick, "full", start)
+    assert training_of(mixed_one).share == 0.25
+    before, after, mixed = (weights_of(place, c) for c in (start, plain, mixed_one))
+    for name, tensor in mixed.items():
+        torch.testing.assert_close(tensor, between(before, after, 0.25)[name])
+
+
 def test_nothing_is_mixed_into_weights_that_started_at_random(tmp_path: Path) -> None:
     made = fine_tune(*first(tmp_path, epochs=1, keep={"interpolate": [0.5]}), "pretrained")
     assert training_of(made).share is None
