@@ -5,15 +5,16 @@
 
 Without `--rungs`: the pipelines of the PACS stream and of the demo's digits run as they are (`auto`). Beside them, at
 every window, a model is trained from the start weights on the training samples of all trusted windows so far
-(`everything`), with the same recipe; it is published to nobody. After each window both are scored on what was seen so
-far: on PACS the held-out pictures of all trusted windows so far, on digits the 400 that were kept apart, under every
-scanner so far. It fails unless auto reaches RATIO of the other's accuracy at every window, in the mean over seeds, for
-at most SHARE of its device-seconds. These are seconds of training, the champion's embedding of every new picture, which
-drift detection makes anyway, counted to auto once more.
+(`everything`), with the same epochs, rate and augmentation, a fresh head and nothing kept; it is published to nobody.
+After each window both are scored on what was seen so far: on PACS the held-out pictures of all trusted windows so far, on
+digits the 400 that were kept apart, under every scanner so far. It fails unless auto reaches RATIO of the other's accuracy
+at every window, in the mean over seeds, for at most SHARE of its device-seconds. These are seconds of training, the
+champion's embedding of every new picture, which drift detection makes anyway, counted to auto once more.
 
 With `--rungs`: PACS with the full rung as the whole ladder, with the head rung, and from pretrained on everything at the
 end; mean accuracy over the three domains, and paired 95 % t intervals over seeds of full minus each of the others. It
-fails unless both exclude zero.
+fails unless both exclude zero. `probed` is everything with a head that was refitted on frozen features first, as our rung
+`pretrained` does it; it is told and not promised.
 
 What is done is kept in the JSON file and the folder beside it, by stream, seed and method: a rerun goes on.
 """
@@ -34,7 +35,6 @@ from typing import Any
 from pacs_stream import DOMAINS, PIPELINE, by_domain, interval, model_of
 
 RATIO, SHARE = 0.99, 0.10
-RUNGS = ("full", "head", "everything")
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ class Results:
         name = f"{stream} {seed} {method}"
         if name not in self.known:
             place = Stream(stream, seed, self.path.parent / f"{stream}-{seed}", method)
-            self.known[name] = place.final() if method in {"head", "full", "last"} else place.windows(method)
+            self.known[name] = place.windows(method) if method in {"auto", "everything"} else place.final()
             print(name, json.dumps(self.known[name]), flush=True)
             partial = self.path.with_suffix(".partial")
             partial.write_text(json.dumps(self.known, indent=1))
@@ -79,7 +79,9 @@ class Stream:
         from everfresh.tasks.store import pipeline_store
 
         self.name, self.seed, self.method = name, seed, method
-        self.folder = folder if method in {"auto", "everything", "last"} else folder.with_name(f"{folder.name}-{method}")
+        self.folder = (
+            folder if method in {"auto", "everything", "last", "probed"} else folder.with_name(f"{folder.name}-{method}")
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
         if name == "pacs":
             os.environ |= {"PACS_STORE": str(self.folder.resolve()), "PACS_SEED": str(seed)}
@@ -128,15 +130,17 @@ class Stream:
             rows[-1] |= {"tried": tried, "released": entry.version} if method == "auto" else {}
         return rows
 
-    def everything(self, seq: int) -> Any:
+    def everything(self, seq: int, *, probed: bool = False) -> Any:
         """From the start weights on all trusted windows up to `seq`: a candidate that nobody is told of."""
+        from everfresh.tasks.config import KeepConfig
         from everfresh.tasks.fine_tune import fine_tune
         from everfresh.tasks.ledger import find
         from everfresh.tasks.records import Tick
 
         tick = find(self.store, f"ticks/{seq:08d}-tick.json", Tick)
         assert tick is not None
-        all_of_it = self.config.fine_tune.model_copy(update={"replay_max_samples": 10_000_000})
+        plain = {"replay_max_samples": 10_000_000, "probe_first": probed, "keep": KeepConfig()}
+        all_of_it = self.config.fine_tune.model_copy(update=plain)
         return fine_tune(self.store, self.config.model_copy(update={"fine_tune": all_of_it}), tick, "pretrained")
 
     def embedding(self, view: str) -> float:
@@ -175,8 +179,8 @@ class Stream:
     def final(self) -> dict[str, Any]:
         """Accuracy on all held-out pictures of each domain at the end, and device-seconds."""
         entries = self.play()
-        if self.method == "last":
-            made = self.everything(entries[-1].seq)
+        if self.method in {"last", "probed"}:
+            made = self.everything(entries[-1].seq, probed=self.method == "probed")
             return by_domain(self.store, made.spec, made.weights) | {"seconds": made.cost.device_seconds}
         found = by_domain(self.store, *model_of(self.store, entries[-1].champion))
         return found | {"seconds": sum(e.cost.device_seconds for e in entries)}
@@ -222,7 +226,7 @@ def compare(results: Results, name: str, seeds: range) -> list[str]:
 
 def rungs(results: Results, seeds: range) -> str | int:
     """Print what each rung alone reaches on PACS, and how far full is ahead; returns what was missed."""
-    names = {"full": "full", "head": "head", "everything": "last"}
+    names = {"full": "full", "head": "head", "everything": "last", "probed": "probed"}
     found = {rung: [results.of("pacs", seed, method) for seed in seeds] for rung, method in names.items()}
     mean = {rung: [statistics.mean(row[d] for d in DOMAINS) for row in rows] for rung, rows in found.items()}
     print("\n| | photo | art_painting | cartoon | mean | device-seconds |\n|---|---|---|---|---|---|")
@@ -230,10 +234,10 @@ def rungs(results: Results, seeds: range) -> str | int:
         domains = " | ".join(interval([row[d] for row in rows]) for d in DOMAINS)
         print(f"| {rung} | {domains} | {interval(mean[rung])} | {statistics.mean(row['seconds'] for row in rows):.0f} |")
     missed = []
-    for other in RUNGS[1:]:
+    for other in ("head", "everything", "probed"):
         ahead = [a - b for a, b in zip(mean["full"], mean[other], strict=True)]
         print(f"full - {other}: {interval(ahead)}")
-        if lower(ahead) <= 0:
+        if other != "probed" and lower(ahead) <= 0:
             missed.append(f"full - {other}: {interval(ahead)}, promised above 0")
     return "\n".join(missed) or 0
 

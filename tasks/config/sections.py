@@ -487,8 +487,9 @@ class FineTuneConfig(Section):
     """Peak of the one-cycle schedule in `pretrained`; `full` takes a third of it. `auto` looks for it by a range test."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Factor on the learning rate from each block to the one before it, from the head down; 1 for one rate."""
-    probe_first: bool = False
-    """Refit the head on frozen features before `pretrained`, and before a `full` that no head rung came before (LP-FT)."""
+    probe_first: bool = True
+    """Refit the head on frozen features before `pretrained`, if model.weights are given, and before a `full` that no head rung
+    came before (LP-FT)."""
     weight_decay: float = Field(default=0.01, ge=0, le=1)
     """Decoupled weight decay (AdamW)."""
     clip_norm: float | None = Field(default=None, gt=0)
@@ -702,8 +703,8 @@ class PipelineConfig(Section):
             )
         if self.model.weights is None and self.fine_tune.keep.pull_back:
             raise ValueError(
-                f"fine_tune.keep.pull_back must be 0 while model.weights is null, got {self.fine_tune.keep.pull_back:g}: it pulls "
-                "towards them. Give weights, or remove it"
+                f"fine_tune.keep.pull_back must be 0 while model.weights is null, got {self.fine_tune.keep.pull_back:g}: it "
+                "pulls towards them. Give weights, or remove it"
             )
         if self.model.weights is None and self.policy.bootstrap == "head":
             raise ValueError(

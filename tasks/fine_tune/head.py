@@ -61,7 +61,7 @@ def refit_head(embedder: Embedder, train: Pool, tune: Pool, kept: Pool, seed: in
     fitted = {"single_label": _classes, "multi_label": _sets, "regression": _values}[targets.task]
     objective = Objective(targets, FineTuneConfig(), truth)
     best: tuple[float, Tensor, Tensor] | None = None
-    strengths = RIDGES[::-1] if targets.task == "regression" else HEAD_STRENGTHS
+    strengths: Sequence[float] = RIDGES[::-1] if targets.task == "regression" else HEAD_STRENGTHS
     if not any(sets):  # nothing to choose by
         strengths = (strengths[len(strengths) // 2],)
     for strength in strengths:

@@ -162,8 +162,8 @@ class Pictures:
 
     def fill(self, batch: Tensor, plan: Plan, start: int, end: int) -> None:
         """Put samples `start` to `end` of a plan into their places."""
-        rows, boxes, flips = (None if t is None else t[start:end].tolist() for t in (plan.rows, plan.boxes, plan.flips))
-        assert rows is not None
+        rows = plan.rows[start:end].tolist()
+        boxes, flips = (None if t is None else t[start:end].tolist() for t in (plan.boxes, plan.flips))
         for number, (place, row) in enumerate(zip(batch[start:end], rows, strict=True)):
             sample = self.decoded(row)
             if not self.spec.features:

@@ -222,7 +222,8 @@ class Trial:
             words = str(error).strip().partition("\n")[0][:200]
             log.warning(
                 "fine_tune.compile: %s cannot be compiled here (%s: %s); going on without. A C++ compiler (g++) is needed; "
-                "fine_tune.compile: false does not try.", type(self.copies["contiguous"][0]).__name__, type(error).__name__, words,
+                "fine_tune.compile: false does not try.",
+                type(self.copies["contiguous"][0]).__name__, type(error).__name__, words,
             )  # fmt: skip
             torch.compiler.reset()
             return False

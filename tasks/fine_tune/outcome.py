@@ -96,14 +96,16 @@ class Outcome:
         """From the weights of the last step to those that are released."""
         if self.best or self.average:
             module.load_state_dict(self.best or self.average.state)  # type: ignore[union-attr]
-        shares = self.keep.interpolate
-        if not self.origin or (len(shares) > 1 and self.tune is None):
+        shares, tune = self.keep.interpolate, self.tune
+        if not self.origin or (len(shares) > 1 and tune is None):
             return
-        end, scored = copied(module), []
-        for share in shares if self.tune and len(shares) > 1 else ():
+        end = copied(module)
+
+        def score(share: float) -> tuple[float, float]:
             module.load_state_dict(between(self.origin, end, share))
-            scored.append((self.tune.score(module, self.device), share))
-        self.share = max(scored)[1] if scored else shares[0]
+            return tune.score(module, self.device) if tune else (0.0, 0.0)
+
+        self.share = shares[0] if len(shares) == 1 else max(reversed(shares), key=score)
         log.info("mixed %g of the new weights with the start", self.share)
         module.load_state_dict(between(self.origin, end, self.share))
 

@@ -100,7 +100,7 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
             spec = refit_head(embedder, train, tune, kept, config.fine_tune.seed)
         else:
             spec = recalibrate(embedder, train, tune, kept, _usual(store, release))
-        made = _Made(embedder.module, spec, *(_hits(embedder, pool) for pool in (tune, kept)), trained=len(train))
+        made = _Made(embedder.module, spec, tune=_hits(embedder, tune), kept=_hits(embedder, kept), trained=len(train))
     else:
         made = _trained(store, plan, (module, spec, headed), (train, tune, kept), attempt)
     seconds = time.monotonic() - begun
@@ -250,7 +250,8 @@ def _trained(
     return _Made(
         trainer.module,
         spec,
-        *(pooled([trainer.hits(pool)]) for pool in (tune, kept)),
+        tune=pooled([trainer.hits(tune)]),
+        kept=pooled([trainer.hits(kept)]),
         trained=trainer.trained,
         device=trainer.device,
         spent=trainer.spent,

@@ -641,7 +641,11 @@ def test_a_head_that_was_drawn_anew_counts_as_no_learnt_one(tmp_path: Path, monk
     monkeypatch.setattr(stage, "Start", lambda *args: begun.append(Start(*args)) or begun[-1])
     for number, classes in enumerate([("zero", "one"), ("zero", "one", "two")]):
         folder = tmp_path / str(number)
-        config = pipeline(folder, model={"architecture": "support.networks:Convolutional", "classes": ("zero", "one")})
+        config = pipeline(
+            folder,
+            model={"architecture": "support.networks:Convolutional", "classes": ("zero", "one")},
+            fine_tune={"probe_first": False},
+        )
         module = build(config.model.architecture, 2)
         folder.mkdir()
         models.save(module, folder / "mine.safetensors")
