@@ -184,12 +184,11 @@ def balanced(labels: Tensor, most: int, seed: int) -> Tensor:
 
 def pictures(views: list[Any], split: str, spec: Any) -> tuple[Tensor, Tensor]:
     """Pictures (N, 3, S, S) uint8 and class numbers (N,) of a split."""
-    from everfresh.tasks import models
     from everfresh.tasks.images import to_tensor
 
     rows = [(view, int(r)) for view in views for r in view.rows(split, spec.classes)]
     pixels = torch.stack([to_tensor(next(view.read([r])), spec.image_size) for view, r in rows])
-    return pixels, models.class_index([view.samples[r].label for view, r in rows], spec.classes)
+    return pixels, torch.tensor([spec.classes.index(view.samples[r].label) for view, r in rows])
 
 
 def normalised(pixels: Tensor, spec: Any) -> Tensor:
