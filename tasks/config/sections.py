@@ -496,7 +496,8 @@ class FineTuneConfig(Section):
     """Gradients longer than this are shortened to it; null leaves them."""
     loss: Loss | None = None
     """What is minimised: `cross_entropy`, `class_balanced` or `focal` for `single_label`, `bce` or `focal` for `multi_label`,
-    `mse`, `mae` or `huber` for `regression`; null takes the first of the task's."""
+    `mse`, `mae` or `huber` for `regression`; null takes the first of the task's. In `full` and `pretrained`, as is all below but
+    the replay and the seed; `head` has a loss of its own."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target that is spread over all classes, in `cross_entropy` and `class_balanced`."""
     balance_beta: float = Field(default=0.999, ge=0, lt=1)
