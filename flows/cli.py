@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -218,15 +219,21 @@ def replay(
     config = load_config(pipeline)
     from everfresh.flows.replay import replay as run_replay
 
+    if not name:
+        name = uuid.uuid4().hex[:8]
+        sys.stderr.write(f"This is replay {name}; should it be interrupted, --name {name} goes on with it.\n")
     _ready(quiet=as_json)
     made, entries = run_replay(config, name, _rung(rung), last, all_rungs)
     _report(config, entries, as_json, "no window is left to replay")
     if not as_json:
         if all_rungs:
             from everfresh.flows.rungs import advice, rungs_table
+            from everfresh.tasks.journal import scheduled
+            from everfresh.tasks.store import pipeline_store
 
-            _print(rungs_table(entries), as_json=False)
-            sys.stdout.write(f"{advice(entries)}\n")
+            whole = list(scheduled(pipeline_store(config, made)))  # also what an earlier call has replayed
+            _print(rungs_table(whole), as_json=False)
+            sys.stdout.write(f"{advice(whole)}\n")
         sys.stdout.write(f"replay {made}: under replays/{made}/ in the store; the live champion was not touched\n")
 
 

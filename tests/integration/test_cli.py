@@ -141,8 +141,9 @@ def test_a_rollback_needs_no_prefect_server(everfresh: Everfresh, pipeline: Pipe
 def test_monitor_and_replay_leave_the_champion_alone(everfresh: Everfresh, pipeline: Pipeline) -> None:
     pipeline.arrives(3, AGED)
     assert parsed(everfresh("monitor", pipeline.file, "--json"))["reference_samples"] > 0
-    entries = parsed(everfresh("replay", pipeline.file, "--name", "trial", "--last", "1", "--json"))
-    assert [e["seq"] for e in entries] == [1]
+    done = everfresh("replay", pipeline.file, "--last", "1", "--json")
+    assert [e["seq"] for e in parsed(done)] == [1]
+    assert "should it be interrupted, --name" in done.stderr
     [facts] = parsed(everfresh("status", pipeline.file, "--json"))
     assert (facts["champion"], facts["windows_waiting"]) == ("v2", 1)
 
