@@ -1,6 +1,5 @@
 """The pipeline file: its sections, and how it is read."""
 
-from everfresh.tasks.config.craft import CourseConfig, KeepConfig, MixConfig
 from everfresh.tasks.config.load import is_path, json_schema, load_config, parse_config
 from everfresh.tasks.config.sections import (
     ERRORS,
@@ -9,11 +8,9 @@ from everfresh.tasks.config.sections import (
     BetterGate,
     Column,
     DriftConfig,
-    FineTuneConfig,
     FloorGate,
     Gate,
     ImageFolder,
-    Loss,
     ModelConfig,
     NoWorseGate,
     OnAge,
@@ -34,6 +31,7 @@ from everfresh.tasks.config.sections import (
     Trust,
     Unlabelled,
 )
+from everfresh.tasks.config.training import CourseConfig, FineTuneConfig, KeepConfig, Loss, MixConfig
 
 __all__ = [
     "ERRORS",

@@ -15,11 +15,10 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from everfresh.tasks.config.base import Section
-from everfresh.tasks.config.craft import CourseConfig, KeepConfig, MixConfig, Rate
+from everfresh.tasks.config.training import FineTuneConfig, Loss
 
 Rung = Literal["recalibrate", "head", "full", "pretrained"]
 Task = Literal["single_label", "multi_label", "regression"]
-Loss = Literal["cross_entropy", "class_balanced", "focal", "bce", "mse", "mae", "huber"]
 LOSSES: dict[Task, tuple[Loss, ...]] = {
     "single_label": ("cross_entropy", "class_balanced", "focal"),
     "multi_label": ("bce", "focal"),
@@ -469,77 +468,6 @@ class PolicyConfig(Section):
     left out unless class shares have moved."""
     adequate_drop: float = Field(default=0.03, ge=0, le=1)
     """A rung is enough when its tune accuracy is at most this far below the champion's baseline, 0…1."""
-
-
-class FineTuneConfig(Section):
-    """How a challenger is trained."""
-
-    epochs: int = Field(default=8, ge=1, le=10_000)
-    """Passes over the training samples in the rungs `full` and `pretrained`."""
-    full_epochs: int | None = Field(default=None, ge=1, le=10_000)
-    """Passes in a `full` that goes on from weights that know the task and may need fewer, as version 1 does not; null for as
-    many as `epochs`."""
-    batch_size: int = Field(default=32, ge=2, le=65_536)
-    """Samples that pass through the network together."""
-    accumulate: int = Field(default=1, ge=1, le=1_024)
-    """Batches that one step learns from: its effective batch is `batch_size` times this."""
-    learning_rate: Rate = 1e-3
-    """Peak of the one-cycle schedule in `pretrained`; `full` takes a third of it. `auto` looks for it by a range test."""
-    layer_decay: float = Field(default=1.0, gt=0, le=1)
-    """Factor on the learning rate from each block to the one before it, from the head down; 1 for one rate."""
-    probe_first: bool = True
-    """Refit the head on frozen features before `pretrained`, if model.weights are given, and before a `full` that no head rung
-    came before (LP-FT)."""
-    weight_decay: float = Field(default=0.01, ge=0, le=1)
-    """Decoupled weight decay (AdamW)."""
-    clip_norm: float | None = Field(default=None, gt=0)
-    """Gradients longer than this are shortened to it; null leaves them."""
-    loss: Loss | None = None
-    """What is minimised: `cross_entropy`, `class_balanced` or `focal` for `single_label`, `bce` or `focal` for `multi_label`,
-    `mse`, `mae` or `huber` for `regression`; null takes the first of the task's. In `full` and `pretrained`, as is all below but
-    the replay and the seed; `head` has a loss of its own."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the target that is spread over all classes, in `cross_entropy` and `class_balanced`."""
-    balance_beta: float = Field(default=0.999, ge=0, lt=1)
-    """Of `class_balanced`: 0 weighs all classes alike, towards 1 by the inverse of their number of samples."""
-    focal_gamma: float = Field(default=2.0, ge=0, le=10)
-    """Of `focal`: how much less a sample counts that is predicted well already; 0 for not at all."""
-    huber_delta: float = Field(default=1.0, gt=0, le=100)
-    """Of `huber`: from which distance on it grows linearly, in standard deviations of the training samples' targets."""
-    augment: Literal["none", "crop", "crop_flip"] = "crop"
-    """Random resized crops in `full` and `pretrained`, and flips where left and right do not matter."""
-    policy: Literal["none", "rand", "trivial"] = "none"
-    """Colours and shapes are changed as well: by `rand` (RandAugment) or `trivial` (TrivialAugment) of torchvision."""
-    mix: MixConfig = MixConfig()
-    """How samples are mixed with each other."""
-    sampling: Literal["shuffled", "balanced"] = "shuffled"
-    """An epoch takes each sample once, or as many of each class, samples of rare ones repeatedly."""
-    replay_max_samples: int = Field(default=5_000, ge=0, le=10_000_000)
-    """Samples of earlier trusted windows that are trained on again; 0 trains on the new window only."""
-    full_replay: float | None = Field(default=None, ge=0, le=1_000)
-    """Earlier samples for each new one in `full`, at most; null for as many as `replay_max_samples` allows. With it a
-    training costs the same however long the history."""
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?|mps)$")
-    """Where `full` and `pretrained` train: `auto` (a GPU if there is one, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`."""
-    checkpoint_every: int = Field(default=100, ge=1, le=1_000_000)
-    """Steps between two checkpoints, of which a run keeps its newest two; a killed one loses at most so many."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of training, bf16 by autocast; `auto` measures a few steps and takes the fastest, `model.precision` in a
-    training too small for that. A resumed run keeps what it began with."""
-    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
-    """Order of pictures and filters in memory; `auto` measures."""
-    compile: Literal["auto"] | bool = "auto"
-    """Whether torch.compile makes the training step; `auto` tries it where minutes of compiling can pay back."""
-    workers: int | None = Field(default=None, ge=0, le=256)
-    """Threads that read, decode and augment ahead of training; 0 does it in between; null takes as many as fit."""
-    cache_mib: int = Field(default=512, ge=0, le=1_048_576)
-    """Decoded pictures are kept in memory if all of them take at most so many MiB; 0 decodes them anew in each epoch."""
-    seed: int = Field(default=0, ge=0, le=4_294_967_295)
-    """Seed of weights, order and augmentation."""
-    keep: KeepConfig = KeepConfig()
-    """How it keeps what it had learnt."""
-    schedule: CourseConfig = CourseConfig()
-    """How it runs its course."""
 
 
 class FloorGate(Section):
