@@ -71,12 +71,16 @@ def tick_summary(config: PipelineConfig, tick: Tick, entry: JournalEntry, evalua
 
 def headline(entry: JournalEntry) -> str:
     """One tick in a few words."""
+    challenger = next((t.rung for t in entry.tried if t.failed_gates is not None), "challenger")
     if entry.version is not None:
-        return f"released v{entry.version}"
+        return f"released v{entry.version}, made by {challenger}"
     if entry.failure:
         return f"training failed: {entry.failure}"
     if entry.failed_gates:
-        return f"challenger rejected by {', '.join(entry.failed_gates)}; v{entry.champion_version} stays"
+        return f"{challenger} rejected by {', '.join(entry.failed_gates)}; v{entry.champion_version} stays"
+    if entry.decision.action == "retrain" and not entry.tried:
+        reasons = "; ".join(f"{rung}: {why}" for rung, why in entry.unfit.items())
+        return f"no rung has an answer ({reasons}); v{entry.champion_version} stays"
     stays = f"v{entry.champion_version} stays" if entry.champion_version else "no champion yet"
     return f"{'drift alarm, ' if entry.alarm else ''}nothing done, {stays}"
 

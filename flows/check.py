@@ -17,12 +17,15 @@ from everfresh.tasks.errors import (
     ConfigError,
     DataError,
     EverfreshError,
+    ModelError,
     ObjectMissing,
     SourceError,
 )
 from everfresh.tasks.images import examine
 from everfresh.tasks.ingest import annotation_of
 from everfresh.tasks.labels import Annotation, Unusable
+from everfresh.tasks.ledger import champion_moves, find
+from everfresh.tasks.records import Release
 from everfresh.tasks.rows import Row, Tables
 from everfresh.tasks.sources import Source, SourceFile
 from everfresh.tasks.store import pipeline_store
@@ -51,10 +54,13 @@ class Checked:
 def check(config: PipelineConfig) -> Iterator[Checked]:
     """Try each part for real; yields one line each, failures with their remedy. Nothing is left behind."""
     yield Checked("config", True, f"{config.name}: valid")
-    yield from _store(config)
+    store = list(_store(config))
+    yield from store
     yield from _source(config)
     parts: dict[str, Callable[[PipelineConfig], str]] = {
         "weights": _weights,
+        "device": _device,
+        **({"champion": _champion} if all(line.passed for line in store) else {}),
         "gates": _gates,
         "prefect": _prefect,
     }
@@ -214,6 +220,29 @@ def _weights(config: PipelineConfig) -> str:
             f"here they are {list(spec.mean)} and {list(spec.std)}"
         )
     return words
+
+
+def _device(config: PipelineConfig) -> str:
+    from everfresh.tasks.fine_tune import device
+
+    device.use(config.fine_tune.device)
+    return f"{config.fine_tune.device}; this machine has {', '.join(device.present())}"
+
+
+def _champion(config: PipelineConfig) -> str:
+    """Whether it can be gone on from with this file."""
+    from everfresh.tasks.fine_tune.stage import other_form
+
+    store = pipeline_store(config)
+    head = champion_moves(store).last()
+    release = find(store, f"releases/{head.release}/release.json", Release) if head else None
+    if head is None or release is None:
+        return "none yet"
+    if why := other_form(config, release.spec):
+        raise ModelError(why)
+    gone = [name for name in release.spec.classes if name not in config.model.outputs]
+    lost = f"; it knows {len(gone)} classes that model.classes lacks: {', '.join(gone[:5])}" if gone else ""
+    return f"v{head.version} can be gone on from{lost}"
 
 
 def _gates(config: PipelineConfig) -> str:

@@ -130,8 +130,8 @@ def run(
     _ready(quiet=as_json)
     entries = retrain(config, force=force, reason=reason, rung=_rung(rung), trust_labels=trust_labels, drain=drain)
     _report(config, entries, as_json, "there is no window yet to retrain on" if force else "nothing is new in the source")
-    tried = [entry for entry in entries if entry.tried]
-    if tried and tried[-1].failed_gates:
+    tried = [entry for entry in entries if entry.decision.action != "nothing"]
+    if tried and (tried[-1].failed_gates or not tried[-1].tried):
         raise typer.Exit(REJECTED)
 
 
@@ -246,6 +246,7 @@ def _rung(name: str | None) -> Rung | None:
 
 
 def _report(config: PipelineConfig, entries: Sequence[Any], as_json: bool, idle: str) -> None:
+    from everfresh.flows.artifacts import headline
     from everfresh.flows.look import history_table, set_aside
 
     if as_json:
@@ -254,6 +255,8 @@ def _report(config: PipelineConfig, entries: Sequence[Any], as_json: bool, idle:
         sys.stdout.write(f"nothing to do: {idle}\n")
     else:
         _print(history_table(list(entries), []), as_json=False)
+        for entry in entries:
+            sys.stdout.write(f"window {entry.seq}: {headline(entry)}\n")
         for words in set_aside(config, entries):
             sys.stdout.write(f"{words}\n")
 

@@ -129,14 +129,14 @@ def _tick_row(entry: JournalEntry) -> list[str]:
 
 
 def _climbed(entry: JournalEntry) -> str:
-    """Each rung with its seconds and its gain on *tune*, and those that were not tried."""
-    if not entry.tried:
-        return "–"
+    """Each rung with its seconds and its gain on *tune*, an arrow before the one that went to the gates, and the others."""
     gains = ("" if t.tune_gain is None else f" {t.tune_gain:+.0%}" for t in entry.tried)
-    tried = [f"{t.rung} {t.cost.seconds:.0f}s{gain}" for t, gain in zip(entry.tried, gains, strict=True)]
-    return ", ".join(
-        [*tried, *(f"{rung} no answer" for rung in entry.unfit), *(f"{rung} not tried" for rung in entry.not_tried)]
-    )
+    tried = [
+        f"{'' if t.failed_gates is None else '→ '}{t.rung} {t.cost.seconds:.0f}s{gain}"
+        for t, gain in zip(entry.tried, gains, strict=True)
+    ]
+    left = [*(f"{rung} no answer" for rung in entry.unfit), *(f"{rung} not tried" for rung in entry.not_tried)]
+    return ", ".join([*tried, *left]) or "–"
 
 
 def _why(entry: JournalEntry) -> str:

@@ -130,7 +130,10 @@ def _own(name: str, classes: int, told: dict[str, int]) -> nn.Module:
     try:
         made = getattr(importlib.import_module(module_name), attribute)(classes, **told)
     except (ImportError, AttributeError) as error:
-        raise ModelError(f"model.architecture {name!r} cannot be imported ({error}). Install it beside everfresh.") from error
+        raise ModelError(
+            f"model.architecture {name!r} cannot be imported ({error}). "
+            "Correct the name, install it beside everfresh, or put its folder into PYTHONPATH."
+        ) from error
     except Exception as error:  # of somebody else's code
         arguments = ", ".join([str(classes), *(f"{k}={v}" for k, v in told.items())])
         raise ModelError(

@@ -196,19 +196,24 @@ def enough(decision: Decision, candidate: Candidate) -> bool:
     """
     if not candidate.measured:
         return True
-    gained = candidate.rung != "recalibrate" or candidate.gain is None or candidate.gain > 0
-    return gained and candidate.reached >= decision.target and candidate.forgot <= FORGOTTEN
+    return _answers(candidate) and candidate.reached >= decision.target and candidate.forgot <= FORGOTTEN
+
+
+def _answers(candidate: Candidate) -> bool:
+    return candidate.rung != "recalibrate" or candidate.gain is None or candidate.gain > 0
 
 
 def best(tried: Sequence[Candidate]) -> Candidate | None:
     """The candidate with the best tune accuracy over the new and the earlier windows; the cheaper one of equals.
 
-    One that has forgotten is not the best while there is another: the gates would refuse it, and look at one alone.
+    One that has forgotten is not the best while there is another: the gates would refuse it, and look at one alone. A
+    recalibration that gained nothing is no other, for what predicts as the champion does has forgotten nothing either.
     """
     if not tried:
         return None
-    keeping = [c for c in tried if c.forgot <= FORGOTTEN]
-    return max(keeping or tried, key=lambda c: c.reached + (c.reached if c.kept_accuracy is None else c.kept_accuracy))
+    answers = [c for c in tried if _answers(c)] or tried
+    keeping = [c for c in answers if c.forgot <= FORGOTTEN]
+    return max(keeping or answers, key=lambda c: c.reached + (c.reached if c.kept_accuracy is None else c.kept_accuracy))
 
 
 def bank_after(tick: Tick, window: Window, drift: DriftReport | None, trust: Trust) -> tuple[Banked, ...]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
 from everfresh.tasks import alias, models
-from everfresh.tasks.config import PipelineConfig
+from everfresh.tasks.config import FineTuneConfig, PipelineConfig
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import ChampionMoved, DataError, ReleaseError
 from everfresh.tasks.ledger import champion_moves, find, settle
@@ -190,7 +190,22 @@ def _write_release(
             tables["the champion before", "earlier hold-outs"] = evaluation.bank.champion
     lineage = candidate.model_dump(
         mode="json",
-        include={"rung", "view", "replay", "champion", "start", "seed", "code", "versions", "device", "cost", "trained_on"},
+        include={
+            "rung",
+            "view",
+            "replay",
+            "champion",
+            "start",
+            "seed",
+            "code",
+            "versions",
+            "device",
+            "cost",
+            "trained_on",
+            "recipe",
+            "training",
+            "layout",
+        },
     )
     return _settle_release(
         store,
@@ -207,9 +222,24 @@ def _write_release(
         origin=(
             f"Window {tick.seq} of the stream, by the rung “{candidate.rung}”, from {candidate.trained_on} samples, "
             f"{len(candidate.replay)} earlier windows replayed; {candidate.cost.seconds:.1f} s on {candidate.device}."
+            f"{_recipe_words(candidate)}"
         ),
         fields={"evaluation": evaluation.key, "parent": candidate.champion, "rung": candidate.rung, "seq": tick.seq},
     )
+
+
+def _recipe_words(candidate: Candidate) -> str:
+    """What of the recipe is not as it comes, for the card; empty where no network was trained."""
+
+    def changed(recipe: Mapping[str, Any], usual: Mapping[str, Any], path: str = "") -> Iterator[str]:
+        for name, value in recipe.items():
+            if isinstance(value, Mapping):
+                yield from changed(value, usual[name], f"{path}{name}.")
+            elif value != usual.get(name):
+                yield f"{path}{name} {value}"
+
+    words = ", ".join(changed(candidate.recipe, FineTuneConfig().model_dump(mode="json")))
+    return f" Trained with {words}; all else as it comes." if words else ""
 
 
 def _settle_release(

@@ -534,6 +534,8 @@ class Candidate(Record):
     """The champion's on the tune samples of the earlier windows; null without a champion or such samples."""
     training: Training | None = None
     """Null where no network was trained."""
+    recipe: dict[str, Any] = {}
+    """The section `fine_tune` that it was trained with; empty where no network was, and in older records."""
     cost: Cost
     device: str
     layout: Layout | None = None

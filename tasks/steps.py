@@ -201,7 +201,7 @@ def evaluate(
     store = open_pipeline(config, tick)
     proof = stage.evaluate(store, config, tick, candidate, drift, against=tick.champion_move if against is None else against)
     for verdict in proof.verdicts:
-        log.info("%s %s", "passed" if verdict.passed else "failed", verdict.words)
+        log.info("%s %s %s", candidate.rung, "passed" if verdict.passed else "failed", verdict.words)
     return proof
 
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 LONGER = 1.1
 """A training is planned anew once it would take so many times its budget."""
+FALLEN = 0.95
+"""Of the first loss of a range test: how low a later one must be, smoothed, to tell of a rate."""
 MARGIN = 0.95
 """Of the budget: what a new plan fills."""
 
@@ -142,14 +144,14 @@ def suggested(rates: Sequence[float], losses: Sequence[float]) -> float | None:
         losses: of its steps, before the weights moved at that rate.
 
     Returns:
-        None if the loss never fell.
+        None if the smoothed loss never fell by a twentieth: what has hardly anything left to learn says nothing of rates.
     """
     smooth: list[float] = []
     for loss in losses:
         smooth.append(loss if not smooth else 0.7 * smooth[-1] + 0.3 * loss)
-    if not smooth or (lowest := smooth.index(min(smooth))) == 0:
+    if not smooth or not min(smooth) < FALLEN * smooth[0]:
         return None
-    return rates[lowest] / 10
+    return rates[smooth.index(min(smooth))] / 10
 
 
 def fitting(done: int, steps: int, durations: Sequence[float], left: float) -> int:

@@ -126,6 +126,7 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         champion_accuracy=champion_tune if len(tune) else champion_kept,
         champion_kept_accuracy=champion_kept,
         training=made.training,
+        recipe=config.fine_tune.model_dump(mode="json") if made.training else {},
         cost=made.spent + Cost(seconds=seconds, device_seconds=seconds, samples=made.trained),
         device=made.device,
         layout=made.layout,
@@ -286,23 +287,28 @@ def _start(store: Store, config: PipelineConfig, origin: Candidate | Release | N
     if origin is None:
         return models.begin(config.model, config.fine_tune.seed, config.s3)
     module, spec = _learnt(store, config, origin)
-    mine, theirs = ([(f.name, f.categories) for f in features] for features in (config.model.features, spec.features))
-    if mine != theirs:
-        raise RungUnfit(
-            f"model.features must be those of the champion, {', '.join(name for name, _ in theirs) or 'none'}, and their "
-            f"categories, for any rung but pretrained, got {', '.join(name for name, _ in mine) or 'none'}. Put them back, or "
-            "start over with `everfresh run --force --rung pretrained`."
-        )
-    for name in () if spec.features else ("image_size", "mean", "std"):
-        if (wanted := getattr(config.model, name)) != (its := getattr(spec, name)):
-            raise RungUnfit(
-                f"model.{name} must be that of the champion, {its}, for any rung but pretrained, got {wanted}. Put it back, or "
-                "start over with `everfresh run --force --rung pretrained`."
-            )
+    if why := other_form(config, spec):
+        raise RungUnfit(why)
     headed = not spec.native_head and spec.classes == config.model.outputs
     if spec.classes != config.model.outputs:
         spec = models.with_classes(module, spec, config.model.outputs, config.fine_tune.seed)
     return module, spec.model_copy(update={"tolerance": config.model.tolerance or 0.0}), headed
+
+
+def other_form(config: PipelineConfig, spec: ModelSpec) -> str:
+    """Why a champion cannot be gone on from with samples as they are configured now; empty if it can."""
+    over = "for any rung but pretrained"
+    remedy = "start over with `everfresh run --force --rung pretrained`."
+    mine, theirs = ([(f.name, f.categories) for f in features] for features in (config.model.features, spec.features))
+    if mine != theirs:
+        return (
+            f"model.features must be those of the champion, {', '.join(name for name, _ in theirs) or 'none'}, and their "
+            f"categories, {over}, got {', '.join(name for name, _ in mine) or 'none'}. Put them back, or {remedy}"
+        )
+    for name in () if spec.features else ("image_size", "mean", "std"):
+        if (wanted := getattr(config.model, name)) != (its := getattr(spec, name)):
+            return f"model.{name} must be that of the champion, {its}, {over}, got {wanted}. Put it back, or {remedy}"
+    return ""
 
 
 def _standardised(config: PipelineConfig, spec: ModelSpec, train: Pool) -> tuple[Feature, ...]:

@@ -261,7 +261,7 @@ class Trainer:
         self.progress.seconds += time.monotonic() - begun
         found = suggested(rates, losses)
         if found is None:
-            log.warning("the loss fell at no learning rate from %g to %g; %g is taken", *RANGE, FALLBACK)
+            log.warning("the loss hardly fell at any learning rate from %g to %g; %g is taken", *RANGE, FALLBACK)
         else:
             log.info("learning rate %.2g, by a range test of %d steps", found, len(losses))
         return found or FALLBACK

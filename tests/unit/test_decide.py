@@ -314,6 +314,15 @@ def test_a_rung_that_forgot_is_not_enough() -> None:
     assert next_rung(RETRAIN, [forgot]) == "full"
 
 
+def test_a_recalibration_that_gained_nothing_keeps_no_other_from_the_gates() -> None:
+    idle = candidate("recalibrate", 0.2, kept=0.9).model_copy(update={"champion_accuracy": 0.2, "champion_kept_accuracy": 0.9})
+    head = candidate("head", 0.9, kept=0.87).model_copy(update={"champion_accuracy": 0.2, "champion_kept_accuracy": 0.9})
+    assert head.forgot > 0.02
+    assert best([idle, head]) == head
+    assert best([idle]) == idle
+    assert best([idle.model_copy(update={"champion_accuracy": 0.1}), head]) != head
+
+
 def test_without_a_tune_sample_the_first_rung_that_learns_must_do() -> None:
     unmeasured = candidate(tune=0.0).model_copy(update={"tune_samples": 0})
     assert next_rung(RETRAIN, [unmeasured]) is None

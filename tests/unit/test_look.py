@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from everfresh.flows.artifacts import headline
 from everfresh.flows.look import history, history_table, set_aside, share, status, status_table
 from everfresh.tasks.alias import pin
 from everfresh.tasks.config import ImageFolder, ModelConfig, PipelineConfig
@@ -149,3 +150,17 @@ def test_history_tells_of_each_rung_what_it_cost_and_gained_or_that_it_was_not_t
     tried = TriedRung(rung="head", candidate="c", weights_sha256="d", tune_accuracy=0.9, tune_gain=0.25, cost=Cost(seconds=3.2))
     table = history_table([entry(2, tried=(tried,), not_tried=("full",), unfit={"recalibrate": "no tune sample"})], [])
     assert "head 3s +25%, recalibrate no answer, full not tried" in shown(table)
+    asked = tried.model_copy(update={"failed_gates": ("better",)})
+    assert "→ head 3s +25%" in shown(history_table([entry(2, tried=(asked,))], []))
+    assert "full no answer" in shown(history_table([entry(2, unfit={"full": "model.mean must be …"})], []))
+
+
+def test_a_tick_in_a_few_words_names_the_rung_that_the_gates_saw() -> None:
+    asked = TriedRung(rung="head", candidate="c", weights_sha256="d", tune_accuracy=0.9, failed_gates=(), cost=Cost())
+    aside = asked.model_copy(update={"rung": "full", "failed_gates": None})
+    retrain = Decision(action="retrain", reasons=("x",), ladder=("head", "full"))
+    made = entry(2, tried=(aside, asked), decision=retrain, champion_version=1)
+    assert headline(made.model_copy(update={"version": 2})) == "released v2, made by head"
+    assert headline(made.model_copy(update={"failed_gates": ("better",)})) == "head rejected by better; v1 stays"
+    none = made.model_copy(update={"tried": (), "unfit": {"full": "no such pictures"}})
+    assert headline(none) == "no rung has an answer (full: no such pictures); v1 stays"

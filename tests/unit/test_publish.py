@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -126,6 +127,12 @@ def test_a_proven_challenger_becomes_champion(proven: Proven) -> None:
         "model.safetensors", "config.json", "metrics.json", "lineage.json", "holdout.jsonl", "card.md",
     }  # fmt: skip
     assert release.files["model.safetensors"].sha256 == proven.challenger.weights.sha256
+    card = proven.store.get(release.files["card.md"].key).decode()
+    table = next(part for part in card.split("\n\n") if part.startswith("| | on |")).splitlines()
+    assert {line.count("|") for line in table} == {8}  # one table: head, rule and a row for each set of samples
+    assert len(table) >= 3
+    lineage = json.loads(proven.store.get(release.files["lineage.json"].key))
+    assert lineage["recipe"] == proven.challenger.recipe
     assert (release.parent, release.seq, release.evaluation) == (before.release, 2, proven.proof.key)
     reference = find(proven.store, f"references/{release.reference}/record.json", Reference)
     assert reference is not None

@@ -261,6 +261,8 @@ def test_a_range_test_suggests_a_tenth_of_the_rate_of_the_lowest_loss() -> None:
     losses = [2 - math.exp(-((math.log10(r) + 2) ** 2)) for r in rates]
     assert suggested(rates, losses) == pytest.approx(1e-3, rel=0.8)
     assert suggested(rates, sorted(losses)) is None
+    assert suggested(rates, [2 - 0.09 * (2 - loss) for loss in losses]) is None  # it fell by less than a twentieth
+    assert suggested([1e-6, 1e-5], [0.0, 0.0]) is None
     assert suggested([], []) is None
 
 
