@@ -77,7 +77,10 @@ def status_table(facts: dict[str, Any]) -> Table:
     for name, value in facts.items():
         shown = "; ".join(map(str, value)) if isinstance(value, list) else share(value) if "accuracy" in name else str(value)
         table.add_row(MEANS.get(name, name.replace("_", " ")), "–" if value is None else shown)
-    if facts["last_tick"] is None:
+    if waiting := facts["windows_waiting"]:
+        what = "the window that was" if waiting == 1 else f"{waiting} windows that were"
+        table.add_row("next", f"`everfresh run` goes on with {what} taken in; a training goes on from its last checkpoint")
+    elif facts["last_tick"] is None:
         table.add_row("next", "`everfresh run` makes the first tick")
     return table
 
@@ -121,7 +124,7 @@ def _tick_row(entry: JournalEntry) -> list[str]:
         share(entry.measured_accuracy),
         f"{entry.decision.action}: {_why(entry)}",
         _climbed(entry),
-        "passed" if entry.version else ", ".join(entry.failed_gates) or "–",
+        "passed" if entry.version else f"failed {', '.join(entry.failed_gates)}" if entry.failed_gates else "–",
         f"{entry.gain.value:+.1%}" if entry.gain else "–",
         f"v{entry.champion_version}{released and ' new'}" if entry.champion_version else "–",
         f"{entry.cost.seconds:.1f} s",

@@ -79,6 +79,7 @@ def test_status_names_champion_last_window_and_what_waits(config: PipelineConfig
     assert (facts["champion"], facts["pinned"], facts["windows"], facts["windows_waiting"]) == ("v1", True, 2, 1)
     assert (facts["last_window"], facts["drift_alarm"], facts["last_decision"]) == (1, True, "nothing")
     assert "81.2%" in shown(status_table(facts))
+    assert "goes on with the window that was taken in" in shown(status_table(facts))
     assert json.loads(json.dumps(facts)) == facts
 
 
