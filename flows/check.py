@@ -238,8 +238,12 @@ def _champion(config: PipelineConfig) -> str:
     release = find(store, f"releases/{head.release}/release.json", Release) if head else None
     if head is None or release is None:
         return "none yet"
+    if changed := Targets.wanted(config.model).changed(Targets.of(release.spec)):
+        raise ModelError(f"model.task and model.targets must stay those of v{head.version}, {changed}, got others.")
     if why := other_form(config, release.spec):
-        raise ModelError(why)
+        if "pretrained" not in config.policy.ladder:
+            raise ModelError(why)
+        return why
     gone = [name for name in release.spec.classes if name not in config.model.outputs]
     lost = f"; it knows {len(gone)} classes that model.classes lacks: {', '.join(gone[:5])}" if gone else ""
     return f"v{head.version} can be gone on from{lost}"

@@ -1,7 +1,7 @@
 """``everfresh``: the command line.
 
-Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage or config, 3 a gate rejected the challenger or `compare` found
-drift, 130 stopped by Ctrl-C.
+Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage or config, 3 a gate rejected the challenger, a forced rung
+has no answer, or `compare` found drift, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def run(
     entries = retrain(config, force=force, reason=reason, rung=_rung(rung), trust_labels=trust_labels, drain=drain)
     _report(config, entries, as_json, "there is no window yet to retrain on" if force else "nothing is new in the source")
     tried = [entry for entry in entries if entry.decision.action != "nothing"]
-    if tried and (tried[-1].failed_gates or not tried[-1].tried):
+    if tried and (tried[-1].failed_gates or (tried[-1].request and not tried[-1].tried)):
         raise typer.Exit(REJECTED)
 
 

@@ -13,7 +13,7 @@ from everfresh.flows.fine_tune import fine_tune
 from everfresh.tasks import steps
 from everfresh.tasks.config import PipelineConfig, Rung
 from everfresh.tasks.decide import best, next_rung
-from everfresh.tasks.errors import ChampionMoved, DataError, EverfreshError, ModelError, TrainingError
+from everfresh.tasks.errors import ChampionMoved, DataError, DeviceError, EverfreshError, ModelError, TrainingError
 from everfresh.tasks.journal import tried_rung
 from everfresh.tasks.records import (
     AliasMove,
@@ -117,7 +117,7 @@ def measure(
     for rung in rungs:
         try:
             candidate = made.get(rung) or fine_tune(config, tick, rung, made.get("head") if rung == "full" else None)
-        except (DataError, ModelError, TrainingError) as error:
+        except (DataError, DeviceError, ModelError, TrainingError) as error:
             get_run_logger().info("rung %s cannot be measured: %s", rung, error)
             continue
         if isinstance(candidate, str):

@@ -233,6 +233,8 @@ def _recipe_words(candidate: Candidate) -> str:
 
     def changed(recipe: Mapping[str, Any], usual: Mapping[str, Any], path: str = "") -> Iterator[str]:
         for name, value in recipe.items():
+            if name == "seed":  # which stands in the lineage
+                continue
             if isinstance(value, Mapping):
                 yield from changed(value, usual[name], f"{path}{name}.")
             elif value != usual.get(name):

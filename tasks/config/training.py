@@ -43,8 +43,8 @@ class KeepConfig(Section):
     temperature: float = Field(default=2.0, gt=0, le=100)
     """That the scores are divided by before `distill` compares them."""
     interpolate: Annotated[tuple[float, ...], AfterValidator(_rising)] = ()
-    """Shares of the new weights, 0…1, at which start and challenger are mixed once trained (WiSE-FT): the one given, or the one
-    of several that does best on *tune*; 1 is the challenger itself. Empty for no mixing. The start is the champion, with its
+    """Shares of the new weights, 0…1, at which champion and challenger are mixed once `full` is trained (WiSE-FT): the one
+    given, or of several the one, or the challenger itself, that does best on *tune*. Empty for no mixing. The champion has its
     new head if the head rung came before, wherever `pull_back` made the training begin."""
 
 
@@ -98,9 +98,9 @@ class FineTuneConfig(Section):
     """Peak of the one-cycle schedule in `pretrained`; `full` takes a third of it. `auto` looks for it by a range test."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Factor on the learning rate from each block to the one before it, from the head down; 1 for one rate."""
-    probe_first: bool = True
+    probe_first: bool = False
     """Refit the head on frozen features before `pretrained`, if model.weights are given, and before a `full` that no head rung
-    came before (LP-FT)."""
+    came before (LP-FT). For bodies whose features are good already: on poor ones the head grows so large that it cannot learn."""
     weight_decay: float = Field(default=0.01, ge=0, le=1)
     """Decoupled weight decay (AdamW)."""
     clip_norm: float | None = Field(default=None, gt=0)

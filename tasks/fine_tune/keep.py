@@ -126,6 +126,8 @@ class Start:
     """All but the head are no random draw."""
     head: bool = False
     """Nor is the head."""
+    mixed: bool = False
+    """It is worth mixing with: a champion's weights, for the same classes, or the candidate's that was made of them."""
     knows: tuple[nn.Module, ModelSpec] | None = None
     """A network that knows some of the classes, for distillation."""
     pulled: float = 0.0

@@ -121,7 +121,8 @@ def choose(config: FineTuneConfig, default: Layout, module: nn.Module, batch: Te
         _write(place, known)
     table = {name: round(seconds * 1e3, 3) for name, seconds in sorted(known.step.items()) if seconds < float("inf")}
     log.info("training computes in %s; measured, ms a step: %s", found.name, table)
-    return found.model_copy(update={"why": "measured" if known.step != before else "measured before", "measured": table})
+    why = found.why or ("measured" if known.step != before else "measured before")
+    return found.model_copy(update={"why": why, "measured": table})
 
 
 def _fastest(layouts: Sequence[Layout], fallback: Layout, known: Measured, steps: int) -> Layout:
@@ -294,9 +295,8 @@ def _processor() -> str:
 def _read(place: Path) -> Measured:
     try:
         raw = json.loads(place.read_text())
-        return Measured(
-            {str(k): float(v) for k, v in raw["step"].items()}, {str(k): float(v) for k, v in raw["compiling"].items()}
-        )
+        step, compiling = ({str(k): float(v) for k, v in raw[part].items()} for part in ("step", "compiling"))
+        return Measured({k: v for k, v in step.items() if v < float("inf")}, compiling)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged: it is measured again
         return Measured()
 

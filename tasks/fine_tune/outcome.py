@@ -32,7 +32,7 @@ class Outcome:
     def __init__(self, module: nn.Module, keep: KeepConfig, patience: int | None, start: Start) -> None:
         self.keep, self.patience = keep, patience
         self.origin: State = {}
-        if keep.interpolate and start.head:
+        if keep.interpolate and start.mixed:
             now = copied(module)
             self.origin = {name: (start.origin or now)[name].to(tensor.device) for name, tensor in now.items()}
         self.tune: Tune | None = None
@@ -105,7 +105,7 @@ class Outcome:
             module.load_state_dict(between(self.origin, end, share))
             return tune.score(module, self.device) if tune else (0.0, 0.0)
 
-        self.share = shares[0] if len(shares) == 1 else max(reversed(shares), key=score)
+        self.share = shares[0] if len(shares) == 1 else max(sorted({*shares, 1.0}, reverse=True), key=score)
         log.info("mixed %g of the new weights with the start", self.share)
         module.load_state_dict(between(self.origin, end, self.share))
 

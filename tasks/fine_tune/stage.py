@@ -24,7 +24,7 @@ from everfresh.tasks import models
 from everfresh.tasks.architectures import TIMM, source_digest
 from everfresh.tasks.config import PipelineConfig, Rung, is_path
 from everfresh.tasks.embeddings import Embedder
-from everfresh.tasks.errors import DataError, ModelError, RungUnfit
+from everfresh.tasks.errors import DataError, ModelError, RungUnfit, TrainingError
 from everfresh.tasks.fine_tune.head import refit_head
 from everfresh.tasks.fine_tune.keep import Start, copied, pull_back
 from everfresh.tasks.fine_tune.objective import Objective
@@ -69,8 +69,9 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
     Raises:
         DataError: the window has no labelled training sample.
         ModelError: the champion is of another task.
-        RungUnfit: the rung has no answer here; the champion is of other features, or of pictures in another form.
-        TrainingError: the loss is not finite.
+        RungUnfit: the rung has no answer here.
+        TrainingError: the loss is not finite; the champion is of other features, or of pictures in another form, which is a
+            RungUnfit where the ladder has a rung that starts afresh.
     """
     begun = time.monotonic()
     release = find(store, f"releases/{tick.champion}/release.json", Release)
@@ -236,7 +237,8 @@ def _trained(
     spec = models.with_linear_head(module, spec, config.fine_tune.seed)
     objective = Objective(train.targets, config.fine_tune, train.labels)
     body = origin is not None or config.model.weights is not None
-    before = _entered(module, spec, objective) if pulled and headed and keep.interpolate else None
+    mixed = origin is not None and headed
+    before = _entered(module, spec, objective) if pulled and mixed and keep.interpolate else None
     if pulled:
         pull_back(module, models.start(config.model, config.fine_tune.seed, config.s3)[0].state_dict(), pulled, spec.head)
     probe = pulled or (config.fine_tune.probe_first and body and plan.after in {None, "recalibrate"})
@@ -244,7 +246,7 @@ def _trained(
         spec = refit_head(_embedder(store, config, module, spec), train, tune, kept, config.fine_tune.seed)
         headed = True
     objective.enter(models.linear_head(module, spec), drawn=not headed)
-    begin = Start(body, headed and (origin is not None or bool(probe)), knows, pulled, before)
+    begin = Start(body, headed and (origin is not None or bool(probe)), mixed, knows, pulled, before)
     trainer = Trainer(store, module, spec, config, plan.rung, f"candidates/{plan.key}", attempt, objective, begin)
     files = trainer.run(train, tune, kept)
     objective.leave(models.linear_head(trainer.module, spec))
@@ -288,7 +290,7 @@ def _start(store: Store, config: PipelineConfig, origin: Candidate | Release | N
         return models.begin(config.model, config.fine_tune.seed, config.s3)
     module, spec = _learnt(store, config, origin)
     if why := other_form(config, spec):
-        raise RungUnfit(why)
+        raise (RungUnfit if "pretrained" in config.policy.ladder else TrainingError)(why)
     headed = not spec.native_head and spec.classes == config.model.outputs
     if spec.classes != config.model.outputs:
         spec = models.with_classes(module, spec, config.model.outputs, config.fine_tune.seed)

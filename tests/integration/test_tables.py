@@ -18,7 +18,7 @@ from torch import nn
 
 from everfresh.tasks import models, publish
 from everfresh.tasks.config import load_config
-from everfresh.tasks.errors import RungUnfit
+from everfresh.tasks.errors import TrainingError
 from everfresh.tasks.ingest import freeze
 from everfresh.tasks.ledger import champion_moves
 from everfresh.tasks.models import save
@@ -71,7 +71,7 @@ def test_a_table_whose_world_moves_is_kept_fresh_to_the_consumer(tmp_path: Path)
     assert find_pickles(store) == []
 
     narrower = pipeline(tmp_path, model={"features": FEATURES[:2]})
-    with pytest.raises(RungUnfit, match=r"must be those of the champion, load, heat, site, .* --rung pretrained"):
+    with pytest.raises(TrainingError, match=r"must be those of the champion, load, heat, site, .* --rung pretrained"):
         run_window(store, narrower, request="forced")
 
 

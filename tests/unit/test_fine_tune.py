@@ -629,13 +629,21 @@ def test_full_goes_on_from_the_head_and_pretrained_from_the_start(later: Any) ->
 def test_pictures_in_another_form_than_the_champions_take_a_fresh_start(later: Any, name: str, value: Any) -> None:
     store, config, tick = later
     config = with_model(config, **{name: value})
+    words = rf"model\.{name} must be that of the champion, .* --rung pretrained"
+    dearer = config.policy.model_copy(update={"ladder": ("head", "full", "pretrained")})
     for rung in ("head", "full"):
-        with pytest.raises(RungUnfit, match=rf"model\.{name} must be that of the champion, .* --rung pretrained"):
+        with pytest.raises(TrainingError, match=words) as failed:
             fine_tune(store, config, tick, rung)  # type: ignore[arg-type]
+        assert not isinstance(failed.value, RungUnfit)  # nobody would hear of it
+        with pytest.raises(RungUnfit, match=words):  # the ladder goes on
+            fine_tune(store, config.model_copy(update={"policy": dearer}), tick, rung)  # type: ignore[arg-type]
     assert getattr(fine_tune(store, config, tick, "pretrained").spec, name) == value
 
 
-def test_a_head_that_was_drawn_anew_counts_as_no_learnt_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("probed", [False, True])
+def test_a_head_that_was_drawn_anew_counts_as_no_learnt_one_and_is_not_mixed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probed: bool
+) -> None:
     """An adopted network's own convolution gives way to a linear head, with other classes or without."""
     begun: list[Start] = []
     monkeypatch.setattr(stage, "Start", lambda *args: begun.append(Start(*args)) or begun[-1])
@@ -644,7 +652,7 @@ def test_a_head_that_was_drawn_anew_counts_as_no_learnt_one(tmp_path: Path, monk
         config = pipeline(
             folder,
             model={"architecture": "support.networks:Convolutional", "classes": ("zero", "one")},
-            fine_tune={"probe_first": False},
+            fine_tune={"probe_first": probed, "keep": {"interpolate": [0.5]}},
         )
         module = build(config.model.architecture, 2)
         folder.mkdir()
@@ -654,8 +662,21 @@ def test_a_head_that_was_drawn_anew_counts_as_no_learnt_one(tmp_path: Path, monk
         publish.adopt(store, config, str(folder / "mine.safetensors"), window)
         config = with_model(config, classes=classes)
         arrive(config, 24)
-        fine_tune(store, config, open_tick(store, config), "full")
-    assert [(start.body, start.head) for start in begun] == [(True, False)] * 2
+        made = fine_tune(store, config, open_tick(store, config), "full")
+        assert made.training is not None
+        assert made.training.share is None
+    assert [(start.body, start.head, start.mixed) for start in begun] == [(True, probed, False)] * 2
+
+
+def test_a_fresh_start_is_not_mixed_with_what_it_started_from(later: Any, tmp_path: Path) -> None:
+    store, config, tick = later
+    models.save(models.small_cnn(3), tmp_path / "w.safetensors")
+    config = with_model(config, weights=str(tmp_path / "w.safetensors"))
+    config = with_training(config, keep=config.fine_tune.keep.model_copy(update={"interpolate": (0.5,)}), epochs=1)
+    for rung, share in (("pretrained", None), ("full", 0.5)):
+        made = fine_tune(store, config, tick, rung)  # type: ignore[arg-type]
+        assert made.training is not None
+        assert made.training.share == share
 
 
 def test_what_a_pulled_back_start_is_mixed_with_predicts_as_the_champion_does(
@@ -666,6 +687,7 @@ def test_what_a_pulled_back_start_is_mixed_with_predicts_as_the_champion_does(
     entered = stage._entered
     monkeypatch.setattr(stage, "_entered", lambda *args: seen.append(entered(*args)) or seen[-1])
     weights = tmp_path / "start.safetensors"
+    torch.manual_seed(0)
     models.save(models.small_cnn(1), weights)
     config = slants(
         tmp_path,
