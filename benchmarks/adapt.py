@@ -13,8 +13,8 @@ champion's embedding of every new picture, which drift detection makes anyway, c
 
 With `--rungs`: PACS with the full rung as the whole ladder, with the head rung, and from pretrained on everything at the
 end; mean accuracy over the three domains, and paired 95 % t intervals over seeds of full minus each of the others. It
-fails unless both exclude zero. `probed` is everything with a head that was refitted on frozen features first, as our rung
-`pretrained` does it; it is told and not promised.
+fails unless both exclude zero. `probed` is everything with a head that was refitted on frozen features first, as
+`fine_tune.probe_first` does it; it is told and not promised.
 
 What is done is kept in the JSON file and the folder beside it, by stream, seed and method: a rerun goes on.
 """

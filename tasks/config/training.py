@@ -100,7 +100,7 @@ class FineTuneConfig(Section):
     """Factor on the learning rate from each block to the one before it, from the head down; 1 for one rate."""
     probe_first: bool = False
     """Refit the head on frozen features before `pretrained`, if model.weights are given, and before a `full` that no head rung
-    came before (LP-FT). For bodies whose features are good already: on poor ones the head grows so large that it cannot learn."""
+    came before (LP-FT). For bodies whose features are good already: on poor ones the head grows too large to learn."""
     weight_decay: float = Field(default=0.01, ge=0, le=1)
     """Decoupled weight decay (AdamW)."""
     clip_norm: float | None = Field(default=None, gt=0)
