@@ -17,12 +17,10 @@ from everfresh.tasks.config import S3Config
 from everfresh.tasks.store import FolderStore, S3Store, Store, s3
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay together, and all files that need the Prefect server: one process, which starts it once."""
-    serving = {item.path for item in items if "server" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("prefect" if item.path in serving else str(item.path)))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A file's tests stay together, and all that need the Prefect server: one process, which starts it once."""
+    served = "server" in getattr(item, "fixturenames", ())
+    item.add_marker(pytest.mark.xdist_group("prefect" if served else str(item.path)))
 
 
 @pytest.fixture(autouse=True)
