@@ -25,7 +25,7 @@ run: .venv/.installed ## see the whole loop work on real digits, about two minut
 	@PREFECT_HOME="$${PREFECT_HOME:-$(HOME_OF_RUNS)}" $(BIN)/everfresh demo run/digits
 
 test: .venv/.installed ## the whole suite, under 10 minutes on 2 cores
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadgroup
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile
 
 test-slow: .venv/.installed ## processes killed and raced, some minutes more
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slow

@@ -17,12 +17,6 @@ from everfresh.tasks.config import S3Config
 from everfresh.tasks.store import FolderStore, S3Store, Store, s3
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """A file's tests stay together, and all that need the Prefect server: one process, which starts it once."""
-    served = "server" in getattr(item, "fixturenames", ())
-    item.add_marker(pytest.mark.xdist_group("prefect" if served else str(item.path)))
-
-
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test has a cache of its own."""
