@@ -67,7 +67,7 @@ def _section(model: BaseModel, indent: int = 0) -> Iterator[str]:
         value = getattr(model, name)
         if indent == 0:
             yield ""
-        for line in textwrap.wrap(" ".join((field.description or "").split()), 110 - len(space)):
+        for line in textwrap.wrap(" ".join((field.description or "").split()), 110 - len(space), break_on_hyphens=False):
             yield f"{space}# {line}"
         if isinstance(value, BaseModel):
             yield f"{space}{name}:"

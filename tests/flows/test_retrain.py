@@ -214,6 +214,11 @@ def test_a_rollback_that_cannot_be_fails_the_flow_with_its_sentence(pipeline: Pi
         rollback(pipeline.config, to=7)
 
 
+def made(played: Pipeline) -> list[tuple[int, str]]:
+    """Version and rung of each release."""
+    return [(e.version, t.rung) for e in scheduled(played.store) if e.version for t in e.tried if t.failed_gates is not None]
+
+
 def test_what_people_look_at_is_on_the_server(played: Pipeline, server: PrefectServer) -> None:
     [drift] = server.artifacts("played-drift")
     assert drift["type"] == "markdown"
@@ -224,7 +229,7 @@ def test_what_people_look_at_is_on_the_server(played: Pipeline, server: PrefectS
     assert "| p, corrected |" in drift["data"]
     assert "| ≤ 0.005 |" in drift["data"]  # 199 permutations show no less
     newest, oldest = server.artifacts("played-tick")
-    assert (oldest["description"], newest["description"]) == ("released v1", "released v2")
+    assert [oldest["description"], newest["description"]] == [f"released v{n}, made by {rung}" for n, rung in made(played)]
     assert re.findall(r"!\[([\w.]+)\]\(data:image/png", newest["data"]) == ["confusion.png"]
 
 
@@ -240,7 +245,7 @@ def test_a_long_training_is_watched_on_the_server(
 
 
 def test_a_run_is_named_for_what_it_did(played: Pipeline, server: PrefectServer) -> None:
-    names = [f"{played.name} · window {n} · released v{n}" for n in (1, 2)]
+    names = [f"{played.name} · window {n} · released v{n}, made by {rung}" for n, rung in made(played)]
     runs = server.call("flow_runs/filter", flow_runs={"name": {"any_": names}}, sort="START_TIME_ASC")
     assert [run["name"] for run in runs] == names
 

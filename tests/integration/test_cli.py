@@ -66,7 +66,8 @@ def test_init_writes_a_file_that_check_accepts(everfresh: Everfresh, tmp_path: P
     lines = parsed(everfresh("check", path, "--json"))
     assert [(line["check"], line["passed"]) for line in lines] == [
         ("config", True), *((f"store {name}", True) for name in STORE_PROMISES),
-        ("source", True), ("classes", True), ("weights", True), ("gates", True), ("prefect", True),
+        ("source", True), ("classes", True), ("weights", True), ("device", True), ("champion", True), ("gates", True),
+        ("prefect", True),
     ]  # fmt: skip
     assert {"6 files", "2 of 2 classes"} <= {line["words"] for line in lines}
 
