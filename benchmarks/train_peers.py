@@ -1,6 +1,6 @@
 """The same fine-tune of art paintings in our trainer, Hugging Face's Trainer, Lightning and a loop like torchvision's.
 
-    PACS_DATA=… SQUEEZENET=… python benchmarks/train_peers.py [--rounds 3] [--epochs 1] [--models squeezenet1_1 resnet18]
+    PACS_DATA=… SQUEEZENET=… python benchmarks/train_peers.py [--rounds 3] [--epochs 3] [--models squeezenet1_1 resnet18]
 
 Needs the extra `peers`: uv pip install -e '.[peers]'. Each trains the same network from the same weights over the same
 JPEGs for as many epochs, with AdamW, in batches of 32 at 128 px, with random resized crops and flips. Peers read the
@@ -144,7 +144,7 @@ WORKERS = {"torchvision's loop": cores(), "Lightning": 0, "HF Trainer": 0}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--models", nargs="+", default=["squeezenet1_1", "resnet18"])
     options = parser.parse_args()
     warnings.simplefilter("ignore")
