@@ -231,15 +231,14 @@ def _device(config: PipelineConfig) -> str:
 
 def _champion(config: PipelineConfig) -> str:
     """Whether it can be gone on from with this file."""
-    from everfresh.tasks.fine_tune.stage import other_form
+    from everfresh.tasks.fine_tune.stage import other_form, same_task
 
     store = pipeline_store(config)
     head = champion_moves(store).last()
     release = find(store, f"releases/{head.release}/release.json", Release) if head else None
     if head is None or release is None:
         return "none yet"
-    if changed := Targets.wanted(config.model).changed(Targets.of(release.spec)):
-        raise ModelError(f"model.task and model.targets must stay those of v{head.version}, {changed}, got others.")
+    same_task(Targets.wanted(config.model), release.spec)
     if why := other_form(config, release.spec):
         if "pretrained" not in config.policy.ladder:
             raise ModelError(why)

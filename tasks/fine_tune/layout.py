@@ -296,7 +296,7 @@ def _read(place: Path) -> Measured:
     try:
         raw = json.loads(place.read_text())
         step, compiling = ({str(k): float(v) for k, v in raw[part].items()} for part in ("step", "compiling"))
-        return Measured({k: v for k, v in step.items() if v < float("inf")}, compiling)
+        return Measured({k: v for k, v in step.items() if v < float("inf")}, compiling)  # what did not run may another time
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged: it is measured again
         return Measured()
 
@@ -305,8 +305,7 @@ def _write(place: Path, known: Measured) -> None:
     partial = place.with_suffix(f".{uuid.uuid4().hex}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        runs = {name: seconds for name, seconds in known.step.items() if seconds < float("inf")}  # others may another time
-        partial.write_text(json.dumps({"step": runs, "compiling": known.compiling}, sort_keys=True))
+        partial.write_text(json.dumps({"step": known.step, "compiling": known.compiling}, sort_keys=True))
         partial.replace(place)
     except OSError as error:
         log.warning("what was measured cannot be kept in %s (%s); the next run measures again", place.parent, error.strerror)

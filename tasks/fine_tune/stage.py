@@ -80,11 +80,8 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
     if (known := find(store, f"candidates/{key}/record.json", Candidate)) is not None:
         return known
     targets = Targets.wanted(config.model)
-    if release and (changed := targets.changed(Targets.of(release.spec))):
-        raise ModelError(
-            f"model.task and model.targets must stay those of the champion, {changed}, got others. "
-            "Give a new task a pipeline of its own."
-        )
+    if release:
+        same_task(targets, release.spec)
     if rung == "recalibrate":
         _recalibrable(release, targets)
     module, spec, headed = _start(store, config, origin)
@@ -295,6 +292,15 @@ def _start(store: Store, config: PipelineConfig, origin: Candidate | Release | N
     if spec.classes != config.model.outputs:
         spec = models.with_classes(module, spec, config.model.outputs, config.fine_tune.seed)
     return module, spec.model_copy(update={"tolerance": config.model.tolerance or 0.0}), headed
+
+
+def same_task(targets: Targets, spec: ModelSpec) -> None:
+    """Raise ModelError unless a champion does what is configured now."""
+    if changed := targets.changed(Targets.of(spec)):
+        raise ModelError(
+            f"model.task and model.targets must stay those of the champion, {changed}, got others. "
+            "Give a new task a pipeline of its own."
+        )
 
 
 def other_form(config: PipelineConfig, spec: ModelSpec) -> str:
