@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from everfresh.tasks.charts import BLUE, GREY, INK, RED, figure, plain
-from everfresh.tasks.drift.phrases import short
+from everfresh.tasks.pages import short
 from everfresh.tasks.records import ClassShift, DriftPoint
 
 if TYPE_CHECKING:

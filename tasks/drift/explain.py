@@ -6,26 +6,24 @@ Nothing is measured here. `drift.html` needs no script and no network, reads on 
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
 from numpy.typing import NDArray
 
 from everfresh.tasks.charts import WIDTH
 from everfresh.tasks.drift import phrases
 from everfresh.tasks.drift.curves import class_shares, timeline
-from everfresh.tasks.drift.pictures import column_panel, moved, thumbnail
-from everfresh.tasks.drift.poster import Page, Panel, raster, write_poster
+from everfresh.tasks.drift.pictures import column_panel, moved
+from everfresh.tasks.drift.poster import Page, write_poster
 from everfresh.tasks.drift.words import sentence
+from everfresh.tasks.pages import Panel, p_words, percent, render, short
 from everfresh.tasks.records import ColumnDrift, DriftPoint, DriftReport, SliceDrift
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 PANELS = 6
 """Columns shown."""
@@ -80,10 +78,7 @@ def page(
     folder.mkdir(parents=True, exist_ok=True)
     found = _page(report, history, values, unusual, typical, pipeline)
     files = {name: folder / name for name in ("drift.html", "drift.png")}
-    environment = Environment(loader=PackageLoader("everfresh.tasks"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(picture=_picture, thumbnail=_thumbnail)
-    html = environment.get_template("drift.html.j2").render(page=found, report=report, beside=beside)
-    files["drift.html"].write_text(html, encoding="utf-8")
+    files["drift.html"].write_text(render("drift.html.j2", page=found, beside=beside), encoding="utf-8")
     write_poster(found, files["drift.png"])
     return files
 
@@ -107,7 +102,7 @@ def _page(
             part
             for part in (
                 "Everfresh",
-                phrases.short(pipeline, 60),
+                short(pipeline, 60),
                 f"window {window}" if window is not None else "",
                 f"{here.at:%Y-%m-%d %H:%M} UTC" if here else "",
             )
@@ -166,14 +161,14 @@ def _facts(report: DriftReport) -> list[tuple[str, str]]:
         )
     facts.append(("estimated now without labels", f"{guess.value:.2f} ({guess.low:.2f}–{guess.high:.2f})"))
     if report.tested:
-        facts.append(("chance if nothing had moved", phrases.p_words(report.p_value)))
+        facts.append(("chance if nothing had moved", p_words(report.p_value)))
     return facts
 
 
 def _slice_row(part: SliceDrift) -> tuple[str, str, str, str]:
-    column = "predicted" if part.column == "prediction" else phrases.short(part.column, 16)
+    column = "predicted" if part.column == "prediction" else short(part.column, 16)
     return (
-        f"{column} {phrases.short(part.value, 18) or '(none)'}",
+        f"{column} {short(part.value, 18) or '(none)'}",
         f"{part.samples:,}",
         f"{part.reference_accuracy:.2f} → {part.estimated_accuracy:.2f}",
         f"{(part.estimated_accuracy - part.reference_accuracy) * 100:+.0f}".replace("-", "−"),
@@ -184,14 +179,13 @@ def _notes(report: DriftReport) -> list[str]:
     """Small print: what stands behind the verdict."""
     notes = [
         f"{report.current_samples:,} samples of this window against {report.reference_samples:,} of "
-        f"{phrases.short(report.nearest, 30)}, which the champion never learnt from."
+        f"{short(report.nearest, 30)}, which the champion never learnt from."
     ]
     if report.families:
         each = ", ".join(
-            f"{_FAMILIES.get(f.name, phrases.short(f.name))} {phrases.p_words(f.p_value)[2:].lstrip('= ')}"
-            for f in report.families
+            f"{_FAMILIES.get(f.name, short(f.name))} {p_words(f.p_value)[2:].lstrip('= ')}" for f in report.families
         )
-        notes.append(f"p by family of tests: {each}; all together {phrases.p_words(report.p_value)}.")
+        notes.append(f"p by family of tests: {each}; all together {p_words(report.p_value)}.")
     if report.auc is not None:
         notes.append(f"A classifier tells window from reference with AUC {report.auc:.2f} (0.5 is chance, 1 always).")
     if report.classes:
@@ -208,25 +202,5 @@ def _timeline_alt(points: Sequence[DriftPoint]) -> str:
 
 
 def _classes_alt(report: DriftReport) -> str:
-    each = ", ".join(
-        f"{phrases.short(c.name)} {phrases.percent(c.reference)} → {phrases.percent(c.estimated.value)}"
-        for c in report.classes[:10]
-    )
+    each = ", ".join(f"{short(c.name)} {percent(c.reference)} → {percent(c.estimated.value)}" for c in report.classes[:10])
     return f"Share of each class, reference → this window. {each}"
-
-
-def _picture(figure: Figure) -> str:
-    """A figure as a URI, at twice its size for sharp screens."""
-    out = io.BytesIO()
-    raster(figure, 2).quantize(64).save(out, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
-
-
-def _thumbnail(data: bytes) -> str:
-    """A sample's picture as a URI; empty where it cannot be read."""
-    tile = thumbnail(data, 160)
-    if tile is None:
-        return ""
-    out = io.BytesIO()
-    tile.convert("RGB").save(out, "JPEG", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from everfresh.tasks.pages import percent, short
 from everfresh.tasks.records import ClassShift, ColumnDrift
 
 CLEAR = 0.05
@@ -71,22 +72,6 @@ def sd(effect: float) -> str:
         return "> 100 SD" if effect > 0 else "< −100 SD"
     size = round(effect, 1) + 0.0  # no negative zero
     return f"{size:+.1f} SD".replace("-", "−")
-
-
-def percent(share: float) -> str:
-    """A share as people say it."""
-    return f"{share:.0%}".replace("%", "\u00a0%")  # a line never ends between the two
-
-
-def p_words(p: float) -> str:
-    """A p-value in two digits."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.1g}" if p < 0.1 else f"p = {p:.2f}".rstrip("0").rstrip(".")
-
-
-def short(name: str, most: int = 24) -> str:
-    """A name of others on one line; what is long loses its middle."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in name).split())
-    return line if len(line) <= most else f"{line[: most // 2]}…{line[-(most - most // 2 - 1) :]}"
 
 
 def quoted(name: str, most: int = 24) -> str:

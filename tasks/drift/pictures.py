@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everfresh.tasks.charts import BLUE, GREY, INK, RED, figure, plain
-from everfresh.tasks.drift.phrases import CLEAR, MISSING, missing_change, named, percent, sd, short
-from everfresh.tasks.errors import DataError
+from everfresh.tasks.drift.phrases import CLEAR, MISSING, missing_change, named, sd
+from everfresh.tasks.pages import percent, short, thumbnail
 from everfresh.tasks.records import ColumnDrift
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from PIL import Image
 
 PANEL = (300, 176)
 """Width and height of one column's picture."""
@@ -149,18 +148,3 @@ def samples_picture(title: str, colour: str, samples: Sequence[tuple[bytes, str]
 
 def _outline(left: float, right: float, low: float, high: float) -> tuple[list[float], list[float]]:
     return [left, right, right, left, left], [low, low, high, high, low]
-
-
-def thumbnail(data: bytes, side: int) -> Image.Image | None:
-    """The picture within a square: tiny ones enlarged with their pixels kept visible, large ones reduced."""
-    from PIL import Image
-
-    from everfresh.tasks.images import decode
-
-    try:
-        picture = decode(data)
-    except DataError:
-        return None
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)

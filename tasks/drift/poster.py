@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from everfresh.tasks.charts import BLUE, DPI, INK, RED, WIDTH, figure, plain
+from everfresh.tasks.charts import BLUE, INK, RED, WIDTH, figure, plain
 from everfresh.tasks.drift.pictures import samples_picture
+from everfresh.tasks.pages import BADGES, Panel, raster
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
 MAX_BYTES = 390_000
-BADGES = {"red": "#B23A00", "amber": "#8A5A00", "green": "#00684B", "grey": "#5A5A5A"}
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A drawing and what it shows, in words."""
-
-    figure: Figure
-    alt: str
 
 
 @dataclass(frozen=True)
@@ -52,11 +42,6 @@ class Page:
     """Name, samples, accuracy before → now, points lost."""
     notes: list[str]
 
-    @property
-    def badge_colour(self) -> str:
-        """As HTML writes it; white letters are readable on it."""
-        return BADGES[self.badge[1]]
-
 
 def write_poster(page: Page, path: Path) -> Path:
     """Draw the page into a PNG under 400 kB; equal pages give equal bytes."""
@@ -78,25 +63,13 @@ def write_poster(page: Page, path: Path) -> Path:
     return _save(_stack([[raster(part, 1) for part in row] for row in rows]), path)
 
 
-def raster(drawn: Figure, scale: int) -> Image.Image:
-    """A figure's pixels, at `scale` times its size. Letters that the font lacks show as boxes."""
-    from PIL import Image
-
-    out = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        drawn.savefig(out, format="png", dpi=DPI * scale, pil_kwargs={"compress_level": 1})
-    with Image.open(out) as image:
-        return image.convert("RGB")
-
-
 def _head(page: Page) -> Figure:
-    verdict, _ = page.badge
+    verdict, colour = page.badge
     lines = _balanced(page.sentence, 70)
     height = 84 + 26 * len(lines)
     drawn = figure(height)
     drawn.text(14 / WIDTH, 1 - 18 / height, plain(page.title, 110), size=9, color="#555555", va="center")
-    box = {"boxstyle": "round,pad=0.35", "facecolor": page.badge_colour, "edgecolor": "none"}
+    box = {"boxstyle": "round,pad=0.35", "facecolor": BADGES[colour], "edgecolor": "none"}
     drawn.text(
         1 - 18 / WIDTH, 1 - 18 / height, verdict, size=10.5, weight="bold", color="white", ha="right", va="center", bbox=box
     )

@@ -17,7 +17,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from everfresh.tasks.drift.phrases import CLEAR, class_words, column_words, made_by_model, missing_change, p_words, sd, short
+from everfresh.tasks.drift.phrases import CLEAR, class_words, column_words, made_by_model, missing_change, sd
+from everfresh.tasks.pages import p_words, short
 from everfresh.tasks.records import ClassShift, ColumnDrift, DriftReport
 
 HOLDS = 0.01

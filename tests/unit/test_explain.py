@@ -16,8 +16,8 @@ from support.drifted import DOMAIN, HOSTILE, KNOCKOUT, NOISE, PROPERTIES, QUIET,
 
 from everfresh.tasks.drift import explain, pictures
 from everfresh.tasks.drift.curves import class_shares, timeline
-from everfresh.tasks.drift.poster import raster
 from everfresh.tasks.drift.words import sentence
+from everfresh.tasks.pages import raster, thumbnail
 from everfresh.tasks.records import DriftPoint, DriftReport, Interval
 
 DIGITS = load_digits()
@@ -189,6 +189,6 @@ class TestParts:
         assert pictures.moved(gone).replace("\u00a0", " ") == "missing 1 % → 20 %, p = 0.004"
 
     def test_tiny_pictures_show_their_pixels(self) -> None:
-        tile = pictures.thumbnail(png(3), 96)
+        tile = thumbnail(png(3), 96)
         assert tile is not None
         assert np.median(np.abs(np.diff(np.asarray(tile.convert("L"), dtype=float), axis=1))) == 0  # blocks, not blur
