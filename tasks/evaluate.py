@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from everfresh.tasks.charts import classes_picture, confusion_picture, values_picture
-from everfresh.tasks.config import BetterGate, FloorGate, Gate, NoWorseGate, PipelineConfig
+from everfresh.tasks.config import BetterGate, FloorGate, NoWorseGate, PipelineConfig, ServesGate
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import ObjectMissing
 from everfresh.tasks.ledger import attempt_folder, champion_moves, find, settle
@@ -103,7 +103,7 @@ def evaluate(
     window = _judge(ours, theirs, [View(store, tick.view)], 10**9)
     earlier = _judge(ours, theirs, [View(store, v) for v in bank], config.window.bank_max_samples)
     here, there = compare(window, key), compare(earlier, key) if len(earlier.labels) else None
-    verdicts = [judge(gate, window, here, earlier, there) for gate in config.gates]
+    verdicts = [judge(gate, window, here, earlier, there) for gate in config.gates if not isinstance(gate, ServesGate)]
     seen = here.challenger.accuracy if len(window.labels) else None
     trust = judge_labels(View(store, tick.view).window, drift, seen, vouched=tick.trust_labels)
     if trust != "trusted":
@@ -140,7 +140,9 @@ def compare(judged: Judged, seed: str) -> Comparison:
     )
 
 
-def judge(gate: Gate, window: Judged, here: Comparison, earlier: Judged, there: Comparison | None) -> Verdict:
+def judge(
+    gate: FloorGate | BetterGate | NoWorseGate, window: Judged, here: Comparison, earlier: Judged, there: Comparison | None
+) -> Verdict:
     """One gate's verdict, with its numbers."""
     match gate:
         case FloorGate():

@@ -608,8 +608,21 @@ class Verdict(Value):
 
     gate: str
     passed: bool
+    """Whether it lets the challenger go live; an undecided one does as the gate's `too_few` says."""
     numbers: dict[str, float]
     words: str
+    outcome: Literal["passed", "failed", "undecided"] = "passed"
+    """Undecided: there was too little to look at for either. Where it is not given, `passed` says it."""
+    resolves: str = ""
+    """What the gate can tell at this number of samples, in words; empty where that says nothing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, values: Any) -> Any:
+        """Those of before a gate could be undecided, and all that are not, need no outcome."""
+        if isinstance(values, dict) and "passed" in values:
+            values = {"outcome": "passed" if values["passed"] else "failed", **values}
+        return values
 
 
 class Evaluation(Record):

@@ -1,18 +1,15 @@
 """The pipeline file: its sections, and how it is read."""
 
+from everfresh.tasks.config.base import Task
+from everfresh.tasks.config.gates import ERRORS, BetterGate, FloorGate, Gate, NoWorseGate, ServesGate
 from everfresh.tasks.config.load import is_path, json_schema, load_config, parse_config
 from everfresh.tasks.config.sections import (
-    ERRORS,
     LOSSES,
     AlertsConfig,
-    BetterGate,
     Column,
     DriftConfig,
-    FloorGate,
-    Gate,
     ImageFolder,
     ModelConfig,
-    NoWorseGate,
     OnAge,
     OnDrift,
     OnNewSamples,
@@ -26,7 +23,6 @@ from everfresh.tasks.config.sections import (
     Sidecar,
     TableRows,
     TarShards,
-    Task,
     Trigger,
     Trust,
     Unlabelled,
@@ -60,6 +56,7 @@ __all__ = [
     "Rung",
     "S3Config",
     "Season",
+    "ServesGate",
     "Sidecar",
     "TableRows",
     "TarShards",

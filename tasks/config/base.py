@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+Task = Literal["single_label", "multi_label", "regression"]
+
+
+def unique(values: tuple[str, ...]) -> tuple[str, ...]:
+    """The values, if none stands there twice."""
+    repeated = sorted({v for v in values if values.count(v) > 1})
+    if repeated:
+        raise ValueError(f"must not repeat a name, got {', '.join(repeated)} more than once. Name each once")
+    return values
+
+
+Names = Annotated[tuple[str, ...], AfterValidator(unique)]
 
 
 class Section(BaseModel):

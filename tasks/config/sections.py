@@ -14,11 +14,11 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from everfresh.tasks.config.base import Section
+from everfresh.tasks.config.base import Names, Section, Task, unique
+from everfresh.tasks.config.gates import BetterGate, FloorGate, Gate, NoWorseGate
 from everfresh.tasks.config.training import FineTuneConfig, Loss
 
 Rung = Literal["recalibrate", "head", "full", "pretrained"]
-Task = Literal["single_label", "multi_label", "regression"]
 LOSSES: dict[Task, tuple[Loss, ...]] = {
     "single_label": ("cross_entropy", "class_balanced", "focal"),
     "multi_label": ("bce", "focal"),
@@ -26,26 +26,11 @@ LOSSES: dict[Task, tuple[Loss, ...]] = {
 }
 """What each task can be trained with, the default first."""
 SMOOTHED: tuple[Loss, ...] = ("cross_entropy", "class_balanced")
-METRICS: dict[Task, tuple[str, ...]] = {
-    "single_label": ("accuracy", "precision", "recall", "f1"),
-    "multi_label": ("accuracy", "precision", "recall", "f1", "micro_f1", "hamming_accuracy", "mean_average_precision"),
-    "regression": ("accuracy", "mae", "rmse", "r2"),
-}
-"""What a floor can be set on."""
-ERRORS = ("mae", "rmse")
-"""Metrics of which less is better."""
 Trust = Literal["trusted", "suspect", "retired"]
 
 
 HOST = re.compile(r"[A-Za-z0-9.:-]+")
 BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
-    repeated = sorted({v for v in values if values.count(v) > 1})
-    if repeated:
-        raise ValueError(f"must not repeat a name, got {', '.join(repeated)} more than once. Name each once")
-    return values
 
 
 def _stripped(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -89,7 +74,6 @@ def _zone(name: str) -> str:
     return name
 
 
-Names = Annotated[tuple[str, ...], AfterValidator(_unique)]
 Address = Annotated[str, AfterValidator(_address)]
 Endpoint = Annotated[str, AfterValidator(_http)]
 Zone = Annotated[str, AfterValidator(_zone)]
@@ -287,7 +271,7 @@ AnyColumn = Annotated[Column, BeforeValidator(_number_of, json_schema_input_type
 
 
 def _columns_differ(columns: tuple[Column, ...]) -> tuple[Column, ...]:
-    _unique(tuple(c.name for c in columns))
+    unique(tuple(c.name for c in columns))
     if taken := [c.name for c in columns if c.name in {"confidence", "prediction"}]:
         raise ValueError(f"must not be confidence or prediction, which are the model's own, got {taken[0]}. Rename the column")
     return columns
@@ -463,59 +447,11 @@ class PolicyConfig(Section):
     """Windows after a training during which only a person can start another."""
     bootstrap: Rung = "full"
     """How version 1 is trained when there is no champion yet; there is nothing to recalibrate then."""
-    ladder: Annotated[tuple[Rung, ...], AfterValidator(_unique)] = Field(default=("recalibrate", "head", "full"), min_length=1)
+    ladder: Annotated[tuple[Rung, ...], AfterValidator(unique)] = Field(default=("recalibrate", "head", "full"), min_length=1)
     """Rungs in the order in which they are tried, cheapest first: `recalibrate`, `head`, `full`, `pretrained`. The first is
     left out unless class shares have moved."""
     adequate_drop: float = Field(default=0.03, ge=0, le=1)
     """A rung is enough when its tune accuracy is at most this far below the champion's baseline, 0…1."""
-
-
-class FloorGate(Section):
-    """The challenger's own score must reach a floor."""
-
-    kind: Literal["floor"] = "floor"
-    metric: Literal[
-        "accuracy", "precision", "recall", "f1", "micro_f1", "hamming_accuracy", "mean_average_precision", "mae", "rmse", "r2"
-    ] = "accuracy"
-    """Which score. Accuracy is the share that is right (see `model.tolerance`); precision, recall and F1 are averaged over the
-    classes that occur. `multi_label` has also `micro_f1`, `hamming_accuracy` and `mean_average_precision`, `regression` has
-    `mae`, `rmse` (in the targets' units, averaged over them) and `r2`."""
-    scope: Literal["window", "bank"] = "window"
-    """`window`: this window's hold-out; `bank`: the earlier hold-outs, pooled."""
-    minimum: float = Field(default=0.5, ge=0, le=1)
-    """Lowest score that passes, 0…1."""
-    maximum: float | None = Field(default=None, ge=0)
-    """Highest error that passes, in the targets' units: of `mae` and `rmse`, which need it."""
-
-    @model_validator(mode="after")
-    def _right_way_round(self) -> Self:
-        if (self.metric in ERRORS) != (self.maximum is not None):
-            rule = "be given" if self.metric in ERRORS else "be null"
-            raise ValueError(f"maximum must {rule} while metric is {self.metric}, got {self.maximum}. Change one of the two")
-        return self
-
-
-class BetterGate(Section):
-    """The challenger must beat the champion on this window's hold-out."""
-
-    kind: Literal["better"] = "better"
-    min_gain: float = Field(default=0.0, ge=0, le=1)
-    """Gain of accuracy, 0…1, that the point estimate must exceed."""
-    confidence: float = Field(default=0.8, ge=0.5, lt=1)
-    """One-sided confidence that the gain is above zero (exact McNemar test)."""
-
-
-class NoWorseGate(Section):
-    """The challenger must not be worse than the champion on the bank of earlier hold-outs, pooled."""
-
-    kind: Literal["no_worse"] = "no_worse"
-    margin: float = Field(default=0.02, ge=0, le=1)
-    """Loss of accuracy, 0…1, that the point estimate may not exceed."""
-    confidence: float = Field(default=0.95, ge=0.5, lt=1)
-    """Confidence of the paired interval; it fails if the whole interval lies below zero."""
-
-
-Gate = Annotated[FloorGate | BetterGate | NoWorseGate, Field(discriminator="kind")]
 
 
 class ScheduleConfig(Section):
@@ -570,7 +506,7 @@ class PipelineConfig(Section):
     fine_tune: FineTuneConfig = FineTuneConfig()
     """How to train."""
     gates: tuple[Gate, ...] = Field(default=(FloorGate(), BetterGate(), NoWorseGate()), min_length=1)
-    """What a challenger must pass to go live: `floor`, `better`, `no_worse`."""
+    """What a challenger must pass to go live: `floor`, `better`, `no_worse`, `serves`."""
     schedule: ScheduleConfig = ScheduleConfig()
     """When it runs by itself."""
     alerts: AlertsConfig = AlertsConfig()
@@ -605,11 +541,8 @@ class PipelineConfig(Section):
                     f"fine_tune.{name} must be {off} while model.task is {task}, got {value}: it is for one of several classes"
                 )
         for number, gate in enumerate(self.gates):
-            if isinstance(gate, FloorGate) and gate.metric not in METRICS[task]:
-                raise ValueError(
-                    f"gates.{number}.metric must be one of {', '.join(METRICS[task])} while model.task is {task}, got "
-                    f"{gate.metric}. Choose one"
-                )
+            if misfit := gate.misfit(task):
+                raise ValueError(f"gates.{number}.{misfit}")
         return self
 
     @model_validator(mode="after")

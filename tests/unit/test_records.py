@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from everfresh.tasks.errors import StoreError
-from everfresh.tasks.records import AliasMove, Cost, Cursor, Part, Record, StreamEntry, Window, digest_of
+from everfresh.tasks.records import AliasMove, Cost, Cursor, Part, Record, StreamEntry, Verdict, Window, digest_of
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PART = Part(key="windows/v/manifest.parquet", sha256="0" * 64, size=3)
@@ -114,3 +114,10 @@ def test_costs_add_up() -> None:
     both = sum(parts, start=Cost())
     assert (both.images_per_second, both.waiting, both.memory_bytes) == (25, 0.375, 9)
     assert (Cost().images_per_second, Cost().waiting) == (0, 0)
+
+
+def test_a_verdict_of_before_gates_could_be_undecided_is_read() -> None:
+    old = {"gate": "floor", "passed": False, "numbers": {}, "words": "floor: no"}
+    assert (Verdict.model_validate(old).outcome, Verdict.model_validate(old | {"passed": True}).outcome) == ("failed", "passed")
+    undecided = Verdict(gate="slices", passed=True, outcome="undecided", numbers={}, words="slices: too few")
+    assert Verdict.model_validate_json(undecided.model_dump_json()) == undecided

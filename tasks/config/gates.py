@@ -1,0 +1,97 @@
+"""The gates of the pipeline file: what a challenger must show before it goes live.
+
+Any number of them, of any kind, in any order; the same kind may stand there twice with other numbers. Each leaves a verdict
+with its numbers, whether it passed or not.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from everfresh.tasks.config.base import Section, Task
+
+METRICS: dict[Task, tuple[str, ...]] = {
+    "single_label": ("accuracy", "precision", "recall", "f1"),
+    "multi_label": ("accuracy", "precision", "recall", "f1", "micro_f1", "hamming_accuracy", "mean_average_precision"),
+    "regression": ("accuracy", "mae", "rmse", "r2"),
+}
+"""What a floor can be set on."""
+ERRORS = ("mae", "rmse")
+"""Metrics of which less is better."""
+Format = Literal["safetensors", "pt2", "onnx"]
+"""Of the files of a release that hold the whole model."""
+TooFew = Literal["pass", "fail"]
+
+
+class _Gate(Section):
+    """What all gates have in common."""
+
+    def misfit(self, task: Task) -> str:
+        """Field, rule, value and remedy if the gate cannot judge such a task; empty if it can."""
+        return ""
+
+
+class FloorGate(_Gate):
+    """The challenger's own score must reach a floor."""
+
+    kind: Literal["floor"] = "floor"
+    metric: Literal[
+        "accuracy", "precision", "recall", "f1", "micro_f1", "hamming_accuracy", "mean_average_precision", "mae", "rmse", "r2"
+    ] = "accuracy"
+    """Which score. Accuracy is the share that is right (see `model.tolerance`); precision, recall and F1 are averaged over the
+    classes that occur. `multi_label` has also `micro_f1`, `hamming_accuracy` and `mean_average_precision`, `regression` has
+    `mae`, `rmse` (in the targets' units, averaged over them) and `r2`."""
+    scope: Literal["window", "bank"] = "window"
+    """`window`: this window's hold-out; `bank`: the earlier hold-outs, pooled."""
+    minimum: float = Field(default=0.5, ge=0, le=1)
+    """Lowest score that passes, 0…1."""
+    maximum: float | None = Field(default=None, ge=0)
+    """Highest error that passes, in the targets' units: of `mae` and `rmse`, which need it."""
+
+    @model_validator(mode="after")
+    def _right_way_round(self) -> Self:
+        if (self.metric in ERRORS) != (self.maximum is not None):
+            rule = "be given" if self.metric in ERRORS else "be null"
+            raise ValueError(f"maximum must {rule} while metric is {self.metric}, got {self.maximum}. Change one of the two")
+        return self
+
+    def misfit(self, task: Task) -> str:
+        """A metric of another task."""
+        if self.metric in METRICS[task]:
+            return ""
+        return f"metric must be one of {', '.join(METRICS[task])} while model.task is {task}, got {self.metric}. Choose one"
+
+
+class BetterGate(_Gate):
+    """The challenger must beat the champion on this window's hold-out."""
+
+    kind: Literal["better"] = "better"
+    min_gain: float = Field(default=0.0, ge=0, le=1)
+    """Gain of accuracy, 0…1, that the point estimate must exceed."""
+    confidence: float = Field(default=0.8, ge=0.5, lt=1)
+    """One-sided confidence that the gain is above zero (exact McNemar test)."""
+
+
+class NoWorseGate(_Gate):
+    """The challenger must not be worse than the champion on the bank of earlier hold-outs, pooled."""
+
+    kind: Literal["no_worse"] = "no_worse"
+    margin: float = Field(default=0.02, ge=0, le=1)
+    """Loss of accuracy, 0…1, that the point estimate may not exceed."""
+    confidence: float = Field(default=0.95, ge=0.5, lt=1)
+    """Confidence of the paired interval; it fails if the whole interval lies below zero."""
+
+
+class ServesGate(_Gate):
+    """The files of the release, loaded again in a fresh process, must predict what the challenger does."""
+
+    kind: Literal["serves"] = "serves"
+    tolerance: float = Field(default=1e-3, gt=0, le=1)
+    """Largest difference of a score, relative to the largest score of the batch, that passes."""
+    formats: tuple[Format, ...] | None = None
+    """Which files; null for all that the release has."""
+
+
+Gate = Annotated[FloorGate | BetterGate | NoWorseGate | ServesGate, Field(discriminator="kind")]
