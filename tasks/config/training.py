@@ -96,6 +96,8 @@ class FineTuneConfig(Section):
     """Batches that one step learns from: its effective batch is `batch_size` times this."""
     learning_rate: Rate = 1e-3
     """Peak of the one-cycle schedule in `pretrained`; `full` takes a third of it. `auto` looks for it by a range test."""
+    full_learning_rate: float | None = Field(default=None, gt=0, le=10)
+    """Peak rate of `full`; null for a third of `learning_rate`, or what `keep.pull_back` makes of it."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Factor on the learning rate from each block to the one before it, from the head down; 1 for one rate."""
     probe_first: bool = False
@@ -129,7 +131,8 @@ class FineTuneConfig(Section):
     """Samples of earlier trusted windows that are trained on again; 0 trains on the new window only."""
     full_replay: float | None = Field(default=None, ge=0, le=1_000)
     """Earlier samples for each new one in `full`, at most; null for as many as `replay_max_samples` allows. With it a
-    training costs the same however long the history."""
+    training costs the same however long the history; what it so forgets the head makes good, which is refitted afterwards on
+    all that `replay_max_samples` allows."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?|mps)$")
     """Where `full` and `pretrained` train: `auto` (a GPU if there is one, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`."""
     checkpoint_every: int = Field(default=100, ge=1, le=1_000_000)

@@ -101,6 +101,8 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
         made = _Made(embedder.module, spec, tune=_hits(embedder, tune), kept=_hits(embedder, kept), trained=len(train))
     else:
         made = _trained(store, plan, (module, spec, headed), (train, tune, kept), attempt)
+        if rung == "full" and config.fine_tune.full_replay is not None and len(torch.unique(train.labels, dim=0)) > 1:
+            made = _reheaded(store, config, made, *_pools(store, config, tick, "head", targets))
     seconds = time.monotonic() - begun
     with scratch() as temporary:
         path = temporary / "model.safetensors"
@@ -208,7 +210,7 @@ def _recalibrable(release: Release | None, targets: Targets) -> None:
 
 
 def _pools(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, targets: Targets) -> tuple[Pool, Pool, Pool]:
-    """What is trained on, *tune* of the window, and *tune* of the earlier ones."""
+    """What the rung trains on, *tune* of the window, and *tune* of the earlier ones."""
     window, earlier = View(store, tick.view), [View(store, b.view) for b in tick.bank if b.view != tick.view]
     # A group that is hold-out anywhere is learnt from nowhere, also where an adopted model's validation pictures come in again.
     withheld = frozenset(s.group for view in earlier for s in view.samples if s.split == "holdout")
@@ -259,6 +261,13 @@ def _trained(
         layout=trainer.layout,
         training=trainer.record,
     )
+
+
+def _reheaded(store: Store, config: PipelineConfig, made: _Made, train: Pool, tune: Pool, kept: Pool) -> _Made:
+    """With its head refitted on all that may be replayed, of which the network saw a part (Kang et al., ICLR 2020)."""
+    embedder = _embedder(store, config, made.module, made.spec)
+    spec = refit_head(embedder, train, tune, kept, config.fine_tune.seed)
+    return replace(made, module=embedder.module, spec=spec, tune=_hits(embedder, tune), kept=_hits(embedder, kept))
 
 
 def _entered(module: nn.Module, spec: ModelSpec, objective: Objective) -> dict[str, Tensor]:

@@ -94,8 +94,7 @@ class Trainer:
         self.config: FineTuneConfig = config.fine_tune
         self.layout = default_of(config.model.precision)
         start, keep = start or Start(), self.config.keep
-        found = self.config.learning_rate
-        self.peak = 0.0 if found == "auto" else found if rung == "pretrained" else found * (1 + 2 * start.pulled) / 3
+        self.peak = _peak(self.config, rung, start.pulled)
         decay = 0.0 if keep.l2_sp and start.body else self.config.weight_decay
         optimizer = torch.optim.AdamW(groups(module, decay, self.config.layer_decay, spec.head), lr=self.peak)
         self.module: nn.Module
@@ -372,10 +371,13 @@ class Trainer:
         trouble = _NotFinite(f"loss must be finite, got {loss} in epoch {step // each + 1}, step {step % each + 1}")
         if self.progress.scale == 1:
             raise trouble
-        given = self.config.learning_rate
+        own, given = self.config.full_learning_rate, self.config.learning_rate
         now = f"auto, which found {self.peak:g}" if given == "auto" else f"{given:g}"
+        field = "learning_rate"
+        if self.peak == own:
+            field, now = "full_learning_rate", f"{own:g}"
         raise TrainingError(
-            f"fine_tune: the {trouble}, at a tenth of the rate too. Lower fine_tune.learning_rate (now {now}), or look for "
+            f"fine_tune: the {trouble}, at a tenth of the rate too. Lower fine_tune.{field} (now {now}), or look for "
             "pictures that are out of range."
         )
 
@@ -450,6 +452,15 @@ class Trainer:
             for v, r in pool.parts
         ]
         return sum(h for h, _ in found), sum(n for _, n in found)
+
+
+def _peak(config: FineTuneConfig, rung: Rung, pulled: float) -> float:
+    """Learning rate at its peak; 0 if it is to be found."""
+    if rung == "full" and config.full_learning_rate is not None:
+        return config.full_learning_rate
+    if config.learning_rate == "auto":
+        return 0.0
+    return config.learning_rate if rung == "pretrained" else config.learning_rate * (1 + 2 * pulled) / 3
 
 
 class _NotFinite(Exception):

@@ -24,7 +24,7 @@ from everfresh.tasks.errors import AccessRefused, DataError, DeviceError, RungUn
 from everfresh.tasks.fine_tune import fine_tune, stage
 from everfresh.tasks.fine_tune import trainer as training
 from everfresh.tasks.fine_tune.checkpoint import Checkpoints
-from everfresh.tasks.fine_tune.head import as_linear
+from everfresh.tasks.fine_tune.head import as_linear, refit_head
 from everfresh.tasks.fine_tune.input import Batches
 from everfresh.tasks.fine_tune.interrupt import stoppable
 from everfresh.tasks.fine_tune.keep import Start, State
@@ -583,6 +583,28 @@ def test_the_full_rung_can_be_bounded_alone(later: Any) -> None:
     made = fine_tune(store, config, tick, "full")
     assert (made.trained_on, made.cost.samples) == (new + round(new / 2), new + round(new / 2))
     assert fine_tune(store, config, tick, "head").trained_on > made.trained_on
+
+
+def test_a_bounded_full_rung_ends_with_a_head_that_was_refitted_on_everything(later: Any) -> None:
+    store, config, tick = later
+    config = with_training(config, full_epochs=1, full_replay=0.0)
+    made = fine_tune(store, config, tick, "full")
+    module = models.load(store, made.spec, made.weights)
+    released = models.linear_head(module, made.spec).weight.clone()
+    train, tune, kept = stage._pools(store, config, tick, "head", Targets.wanted(config.model))
+    assert len(train) > made.trained_on
+    refit_head(stage._embedder(store, config, module, made.spec), train, tune, kept, config.fine_tune.seed)
+    assert torch.equal(models.linear_head(module, made.spec).weight, released)
+
+
+def test_the_full_rung_has_a_rate_of_its_own_if_it_is_given_one(later: Any) -> None:
+    store, config, tick = later
+    third = fine_tune(store, with_training(config, learning_rate=0.003), tick, "full")
+    own = fine_tune(store, with_training(config, learning_rate=0.003, full_learning_rate=0.002), tick, "full")
+    assert third.training is not None
+    assert third.training.learning_rate == pytest.approx(0.001)
+    assert own.training is not None
+    assert own.training.learning_rate == 0.002
 
 
 def test_version_1_takes_all_epochs_whatever_the_full_rung_takes_later(tmp_path: Path) -> None:
