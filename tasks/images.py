@@ -77,8 +77,7 @@ def decode(data: bytes) -> Image.Image:
             if image.format == "PNG":
                 Image.open(io.BytesIO(data), formats=FORMATS).verify()  # loading passes over wrong checksums
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)  # each copy of a large picture would be a quarter of a gigabyte
-            return _rgb(image)
+            return upright(image)
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -87,6 +86,12 @@ def decode(data: bytes) -> Image.Image:
         raise DataError(f"has more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # damaged bytes make Pillow's readers raise many kinds, struct.error and IndexError too
         raise DataError(f"cannot be decoded ({str(error) or type(error).__name__})") from None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An opened picture as RGB and upright; it is turned in place where its EXIF says so."""
+    ImageOps.exif_transpose(image, in_place=True)  # each copy of a large picture would be a quarter of a gigabyte
+    return _rgb(image)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

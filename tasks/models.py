@@ -127,15 +127,29 @@ def load(store: Store, spec: ModelSpec, weights: Part, *, code: str = "") -> nn.
         DigestMismatch: the weights are not what was recorded.
         ModelError: they do not fit the architecture, or the store names code that the pipeline file does not.
     """
+    module = skeleton(spec, store.url(weights.key), code=code)
+    load_strict(module, load_file(store.local(weights)), store.url(weights.key))
+    return module.eval()
+
+
+def skeleton(spec: ModelSpec, name: str, *, code: str = "") -> nn.Module:
+    """The model without its weights: random ones stand in their place.
+
+    Args:
+        spec: how to build it, as the store has it.
+        name: of what says so, for the error.
+        code: as for :func:`load`.
+
+    Raises:
+        ModelError: it names code that the pipeline file does not, or cannot be built.
+    """
     package = spec.architecture.partition(":")[0].split(".")[0]
     if ":" in spec.architecture and package not in {"everfresh", code.partition(":")[0].split(".")[0]}:
         raise ModelError(
-            f"{store.url(weights.key)} names its architecture {spec.architecture!r}, code of a package that model.architecture "
+            f"{name} names its architecture {spec.architecture!r}, code of a package that model.architecture "
             f"({code or 'none given'}) does not name, so it was not run. If you trust it, name it in the pipeline file."
         )
-    module = _build(spec)
-    load_strict(module, load_file(store.local(weights)), store.url(weights.key))
-    return module.eval()
+    return _build(spec)
 
 
 def save(module: nn.Module, path: Path) -> None:

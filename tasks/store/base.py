@@ -200,21 +200,7 @@ class Store(ABC):
         Raises:
             DigestMismatch: the bytes are not what was recorded.
         """
-        cached = cache_folder() / "objects" / part.sha256[:2] / part.sha256
-        if not _is_whole(cached, part):
-            make_cache(cached.parent)
-            partial = cached.with_name(f"{part.sha256}.{uuid.uuid4().hex}")
-
-            def bring() -> None:
-                self.download(part.key, partial)
-                check_digest(partial, part, self.url(part.key))
-
-            try:
-                undamaged(bring)
-                partial.replace(cached)
-            finally:
-                partial.unlink(missing_ok=True)
-        return cached
+        return cached(self, part, cache_folder() / "objects" / part.sha256[:2])
 
     def read(self, part: Part) -> bytes:
         """The part's bytes, verified against its digest.
@@ -259,6 +245,29 @@ def undamaged(transfer: Callable[[], T]) -> T:
         with suppress(DigestMismatch):
             return transfer()
     return transfer()
+
+
+def cached(store: Store, part: Part, folder: Path) -> Path:
+    """A file in `folder` with the part's bytes, under its digest; brought there, whole and verified, if it is not yet.
+
+    Raises:
+        DigestMismatch: the bytes are not what was recorded.
+    """
+    path = folder / part.sha256
+    if not _is_whole(path, part):
+        make_cache(folder)
+        partial = folder / f"{part.sha256}.{uuid.uuid4().hex}"
+
+        def bring() -> None:
+            store.download(part.key, partial)
+            check_digest(partial, part, store.url(part.key))
+
+        try:
+            undamaged(bring)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    return path
 
 
 def cache_folder() -> Path:

@@ -1,0 +1,254 @@
+"""A service's champion: the right release answers, moves are followed, and nothing that goes wrong ends the answers."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from support.pictures import encode
+from support.proxy import Proxy, always, running_proxy
+from support.served import CODE, SIDE, check, odds, pictures, publish
+
+from everfresh.tasks import alias
+from everfresh.tasks.config import S3Config
+from everfresh.tasks.errors import DataError, ModelError, ReleaseError
+from everfresh.tasks.records import Part
+from everfresh.tasks.serving import Champion, load_champion
+from everfresh.tasks.serving.samples import as_bytes
+from everfresh.tasks.store import FolderStore, S3Store, Store, cache_folder
+
+
+def opened(store: Store) -> Champion:
+    return load_champion(store.url(""), code=CODE, min_interval=0)
+
+
+def test_it_is_light_to_import_and_never_loads_the_pipeline(folder_store: FolderStore) -> None:
+    publish(folder_store, 1)
+    code = f"""
+import sys
+import everfresh.tasks.serving as serving
+print(*(m for m in ("torch", "boto3", "prefect", "evidently", "pyarrow", "pandas", "scipy") if m in sys.modules))
+champion = serving.load_champion({folder_store.url("")!r}, code={CODE!r})
+champion.predict([{pictures(1)[0]!r}])
+print(*(m for m in ("boto3", "prefect", "evidently", "sklearn", "matplotlib", "accelerate") if m in sys.modules))
+"""
+    support = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": support}
+    )
+    assert done.stdout.split() == []
+
+
+def test_every_answer_names_its_release(store: Store) -> None:
+    publish(store, 7)
+    answers = opened(store).predict(pictures(5))
+    check(answers)
+    assert len(answers) == 5
+    first = answers[0]
+    assert (first.label, first.version, first.release) == ("zero", 7, "release-007")
+    assert first.probabilities == pytest.approx({"zero": odds(7), "one": (1 - odds(7)) / 2, "two": (1 - odds(7)) / 2}, rel=1e-5)
+    assert first.confidence == pytest.approx(odds(7), rel=1e-5)
+    assert [p.label for p in answers] == [p.label for p in answers[:]] == ["zero"] * 5
+
+
+def test_bytes_pictures_and_tensors_are_the_same_sample(folder_store: FolderStore) -> None:
+    publish(folder_store, 1)
+    champion = opened(folder_store)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    tensor = torch.from_numpy(pixels).movedim(-1, 0)
+    forms = [encode(pixels), Image.fromarray(pixels), tensor]
+    from everfresh.tasks.serving.samples import as_input
+
+    spec = champion._model.spec
+    inputs = [as_input(form, spec) for form in forms]
+    assert inputs[0].shape == (3, SIDE, SIDE)
+    assert all(torch.equal(inputs[0], other) for other in inputs[1:])
+    assert len(champion.predict(torch.stack([tensor] * 3))) == 3
+    decoded = [np.asarray(Image.open(io.BytesIO(as_bytes(form)))) for form in forms]
+    assert all(np.array_equal(pixels, other) for other in decoded)
+
+
+def test_a_callers_picture_stays_as_it_is(folder_store: FolderStore) -> None:
+    publish(folder_store, 1)
+    turned = Image.new("RGB", (20, 10))
+    turned.getexif()[0x0112] = 6
+    opened(folder_store).predict([turned])
+    assert turned.size == (20, 10)
+
+
+@pytest.mark.parametrize(
+    ("sample", "words"),
+    [
+        (b"nothing", "sample 1 is not a picture"),
+        ({"a": 1.0}, r"sample 1 must be its bytes, a PIL picture, or a uint8 tensor \(3, H, W\), got dict"),
+        (torch.zeros(3, 8, 8), r"got Tensor torch.float32 \(3, 8, 8\)"),
+        (7, "got int"),
+    ],
+)
+def test_what_is_no_sample_is_named(folder_store: FolderStore, sample: object, words: str) -> None:
+    publish(folder_store, 1)
+    with pytest.raises(DataError, match=words):
+        opened(folder_store).predict([pictures(1)[0], sample])  # type: ignore[list-item]
+
+
+@given(st.dictionaries(st.text(), st.none() | st.text() | st.floats(allow_infinity=False) | st.integers(-9, 9)))
+def test_a_row_is_kept_whole(row: dict[str, object]) -> None:
+    kept = json.loads(as_bytes(row))
+    assert kept == {name: None if value != value else value for name, value in row.items()}
+
+
+def test_nothing_is_asked_of_an_alias_that_names_nothing(store: Store) -> None:
+    with pytest.raises(ReleaseError, match=r"the alias champion at .* must name a release, got none"):
+        opened(store)
+
+
+def test_code_that_the_service_does_not_name_is_not_run(folder_store: FolderStore) -> None:
+    publish(folder_store, 1)
+    with pytest.raises(ModelError, match=r"'support.networks:plain', code of a package that"):
+        load_champion(folder_store.url(""))
+
+
+def test_moves_are_followed(store: Store) -> None:
+    publish(store, 1)
+    champion = opened(store)
+    assert not champion.refresh()
+    publish(store, 2)
+    publish(store, 3)
+    assert champion.version == 1
+    assert champion.refresh()
+    assert (champion.version, champion.swaps) == (3, 1)
+    alias.rollback(store, to=1)
+    alias.unpin(store)
+    assert champion.refresh()
+    check(champion.predict(pictures()))
+    assert champion.version == 1
+    alias.pin(store)
+    assert not champion.refresh()
+    assert champion.last_error is None
+
+
+def test_a_look_is_one_small_request(s3_endpoint: str, s3_store: S3Store) -> None:
+    for number in (1, 2, 3):
+        publish(s3_store, number)
+    with running_proxy(s3_endpoint) as proxy:
+        champion = through(proxy, s3_store)
+        with proxy.injecting(lambda _request: None):
+            assert not champion.refresh()
+            assert [(r.method, r.path.rsplit("/", 2)[-2:]) for r in proxy.seen] == [("GET", ["champion", "00000004.json"])]
+
+
+def through(proxy: Proxy, store: S3Store, **options: float) -> Champion:
+    """The champion of a store as a service behind a proxy sees it."""
+    s3 = S3Config(endpoint=proxy.endpoint, connect_timeout=1, read_timeout=1, max_attempts=1)
+    return load_champion(store.url(""), code=CODE, s3=s3, **{"min_interval": 0, **options})
+
+
+def test_looks_are_not_more_frequent_than_asked(store: Store) -> None:
+    publish(store, 1)
+    champion = load_champion(store.url(""), code=CODE, min_interval=60)
+    publish(store, 2)
+    assert not champion.refresh()
+
+
+def test_the_last_good_model_answers_while_the_store_is_down(s3_endpoint: str, s3_store: S3Store) -> None:
+    publish(s3_store, 1)
+    with running_proxy(s3_endpoint) as proxy:
+        champion = through(proxy, s3_store)
+        publish(s3_store, 2)
+        with proxy.injecting(always("reset")):
+            assert not champion.refresh()
+            assert not champion.refresh()
+        check(champion.predict(pictures()))
+        assert (champion.version, champion.failures) == (1, 2)
+        assert champion.stale_since is not None
+        assert "StoreError" in (champion.last_error or "")
+        assert champion.refresh()
+        assert (champion.version, champion.failures, champion.stale_since, champion.last_error) == (2, 0, None, None)
+
+
+def test_failures_make_looks_rarer(s3_endpoint: str, s3_store: S3Store) -> None:
+    publish(s3_store, 1)
+    with running_proxy(s3_endpoint) as proxy:
+        champion = through(proxy, s3_store, min_interval=0.1)
+        time.sleep(0.1)
+        with proxy.injecting(always("reset")):
+            until = time.monotonic() + 1.0
+            while time.monotonic() < until:
+                champion.refresh()
+        assert 2 <= champion.failures <= 4  # after 0.1, 0.2, 0.4 … s
+
+
+@pytest.mark.parametrize("broken", ["weights", "missing", "record", "architecture", "scores"])
+def test_a_broken_release_never_answers(store: Store, broken: str) -> None:
+    publish(store, 1)
+    champion = opened(store)
+    whole = publish(store, 2)
+    key = f"releases/{whole.release}"
+    match broken:
+        case "weights":
+            store.put(f"{key}/model.safetensors", b"other bytes")
+        case "missing":
+            store.delete(f"{key}/model.safetensors")
+        case "record":
+            store.put(f"{key}/release.json", b"{}")
+        case "architecture":
+            store.put(f"{key}/release.json", store.get(f"{key}/release.json").replace(b"networks:plain", b"networks:raises"))
+        case "scores":
+            from safetensors.torch import load, save
+
+            state = load(store.get(f"{key}/model.safetensors"))
+            part = store.keep(f"{key}/nan", save({name: t * float("nan") for name, t in state.items()}))
+            publish(store, 3, files={"model.safetensors": part})
+    assert not champion.refresh()
+    check(champion.predict(pictures()))
+    assert champion.version == 1
+    assert champion.last_error is not None
+    publish(store, 4)
+    assert champion.refresh()
+    assert champion.version == 4
+
+
+def test_it_refreshes_itself_until_it_is_closed(folder_store: FolderStore) -> None:
+    publish(folder_store, 1)
+    with opened(folder_store).refresh_every(0.02) as champion:
+        publish(folder_store, 2)
+        until = time.monotonic() + 30
+        while champion.version != 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert champion.version == 2
+    publish(folder_store, 3)
+    time.sleep(0.1)
+    assert champion.version == 2
+
+
+def test_weights_are_kept_once_and_the_oldest_go(s3_store: S3Store) -> None:
+    publish(s3_store, 1)
+    size = len(s3_store.get("releases/release-001/model.safetensors"))
+    champion = load_champion(s3_store.url(""), code=CODE, min_interval=0, cache_bytes=2 * size + 10)
+    models = cache_folder() / "models"
+    digests = [_digest(s3_store, 1)]
+    for number in (2, 3, 4):
+        publish(s3_store, number)
+        assert champion.refresh()
+        digests.append(_digest(s3_store, number))
+        time.sleep(0.01)
+    assert {path.name for path in models.iterdir()} == set(digests[-2:])
+    (models / digests[-1]).write_bytes(b"damaged")
+    load_champion(s3_store.url(""), code=CODE)
+    assert (models / digests[-1]).stat().st_size == size
+
+
+def _digest(store: Store, number: int) -> str:
+    release = json.loads(store.get(f"releases/release-{number:03d}/release.json"))
+    return Part(**release["files"]["model.safetensors"]).sha256
