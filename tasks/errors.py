@@ -11,6 +11,7 @@
     │   └── DigestMismatch    bytes are not what their record says
     ├── SourceError       the source cannot be listed or read
     ├── ModelError        architecture, weights or classes do not fit
+    │   └── ExportError       the network cannot be written in a format of the release
     ├── DataError         too few or unusable samples for a step
     ├── TrainingError     the loss is not finite
     │   └── RungUnfit         this rung has no answer here; the ladder goes on
@@ -57,6 +58,10 @@ class SourceError(EverfreshError):
 
 class ModelError(EverfreshError):
     """Architecture, weights and classes do not fit together."""
+
+
+class ExportError(ModelError):
+    """The network cannot be written in a format, or the file does not do as it does."""
 
 
 class DataError(EverfreshError):

@@ -3,6 +3,7 @@
 from everfresh.tasks.config.base import Task
 from everfresh.tasks.config.gates import ERRORS, BetterGate, FloorGate, Gate, NoWorseGate, ServesGate
 from everfresh.tasks.config.load import is_path, json_schema, load_config, parse_config
+from everfresh.tasks.config.release import Export, ReleaseConfig
 from everfresh.tasks.config.sections import (
     LOSSES,
     AlertsConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "Column",
     "CourseConfig",
     "DriftConfig",
+    "Export",
     "FineTuneConfig",
     "FloorGate",
     "Gate",
@@ -53,6 +55,7 @@ __all__ = [
     "ParentFolder",
     "PipelineConfig",
     "PolicyConfig",
+    "ReleaseConfig",
     "Rung",
     "S3Config",
     "Season",

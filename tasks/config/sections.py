@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from everfresh.tasks.config.base import Names, Section, Task, unique
 from everfresh.tasks.config.gates import BetterGate, FloorGate, Gate, NoWorseGate
+from everfresh.tasks.config.release import ReleaseConfig
 from everfresh.tasks.config.training import FineTuneConfig, Loss
 
 Rung = Literal["recalibrate", "head", "full", "pretrained"]
@@ -507,6 +508,8 @@ class PipelineConfig(Section):
     """How to train."""
     gates: tuple[Gate, ...] = Field(default=(FloorGate(), BetterGate(), NoWorseGate()), min_length=1)
     """What a challenger must pass to go live: `floor`, `better`, `no_worse`, `serves`."""
+    release: ReleaseConfig = ReleaseConfig()
+    """What a release holds, and what its card says."""
     schedule: ScheduleConfig = ScheduleConfig()
     """When it runs by itself."""
     alerts: AlertsConfig = AlertsConfig()

@@ -42,6 +42,7 @@ def pipeline(folder: Path, **changes: dict[str, Any] | Any) -> PipelineConfig:
             "std": (0.3, 0.3, 0.3),
         },
         "drift": {"report": False, "permutations": 199, "components": 4},
+        "release": {"formats": []},  # which cost seconds; tests of them say so
         "policy": {"bootstrap": "pretrained", "ladder": ["head", "full"]},
         "fine_tune": {"epochs": 4, "batch_size": 16, "learning_rate": 0.005, "augment": "none"},
     }

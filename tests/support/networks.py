@@ -114,3 +114,35 @@ def normed(classes: int) -> nn.Module:
 def body_alone(classes: int) -> nn.Module:
     """Ends in a convolution that stands alone, and pools."""
     return nn.Sequential(nn.Conv2d(3, classes, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+class Choosy(nn.Module):
+    """Asks its numbers which way to go, so no graph can be made of it."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.body = plain(classes)
+
+    def forward(self, pixels):  # type: ignore[no-untyped-def]
+        return self.body(-pixels if pixels.mean() > 1e3 else pixels)
+
+
+def choosy(classes: int) -> nn.Module:
+    """Has control flow that depends on the data."""
+    return Choosy(classes)
+
+
+class OfTwo(nn.Module):
+    """Takes batches of two, whatever it is given."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.body, self.classes = plain(classes), classes
+
+    def forward(self, pixels):  # type: ignore[no-untyped-def]
+        return self.body(pixels).reshape(2, self.classes)
+
+
+def of_two(classes: int) -> nn.Module:
+    """Knows one size of batch alone."""
+    return OfTwo(classes)
