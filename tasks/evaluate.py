@@ -213,7 +213,7 @@ def _no_worse(gate: NoWorseGate, earlier: Judged, there: Comparison | None) -> V
 
 
 def _alias_verdicts(move: AliasMove, candidate: Candidate) -> list[Verdict]:
-    """A pinned champion stays, a release that was rolled back does not return by itself."""
+    """A pinned champion stays, a release that was rolled back or retired does not return by itself."""
     verdicts = []
     if move.pinned:
         words = f"pinned: v{move.version} is pinned ({move.reason}); `everfresh unpin` lets it move"
@@ -221,6 +221,9 @@ def _alias_verdicts(move: AliasMove, candidate: Candidate) -> list[Verdict]:
     if candidate.key in move.barred:
         words = "barred: this very release was rolled back; force a retraining to make another"
         verdicts.append(Verdict(gate="barred", passed=False, numbers={}, words=words))
+    if candidate.key in move.retired:
+        words = "retired: this very release was retired; `everfresh restore` takes that back"
+        verdicts.append(Verdict(gate="retired", passed=False, numbers={}, words=words))
     return verdicts
 
 

@@ -8,7 +8,7 @@ right for everybody, and a rerun after a crash finds what is already done.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Generic, TypeVar
 
@@ -17,6 +17,7 @@ from everfresh.tasks.records import AliasMove, Record, StreamEntry
 from everfresh.tasks.store import Store
 
 R = TypeVar("R", bound=Record)
+CHAMPION = "champion"
 
 
 class Log(Generic[R]):
@@ -83,9 +84,27 @@ def stream(store: Store) -> Log[StreamEntry]:
     return Log(store, "stream", StreamEntry)
 
 
+def moves(store: Store, alias: str) -> Log[AliasMove]:
+    """The moves of one alias in order."""
+    return Log(store, f"aliases/{alias}", AliasMove)
+
+
 def champion_moves(store: Store) -> Log[AliasMove]:
     """The moves of the champion in order."""
-    return Log(store, "aliases/champion", AliasMove)
+    return moves(store, CHAMPION)
+
+
+def aliases(store: Store) -> dict[str, AliasMove]:
+    """The last move of every alias that names a release, by its name."""
+    names = sorted({item.key.split("/")[1].removesuffix(".json") for item in store.list("aliases")})
+    heads = {name: moves(store, name).last() for name in names}
+    return {name: head for name, head in heads.items() if head is not None and head.kind != "remove"}
+
+
+def version_of(history: Iterable[AliasMove], release: str) -> int:
+    """The number that a release has in the champion's history, or would get as its next champion."""
+    numbers = {move.release: move.version for move in history}
+    return numbers.get(release, 1 + max(numbers.values(), default=0))
 
 
 def find(store: Store, key: str, kind: type[R]) -> R | None:

@@ -18,7 +18,7 @@ from everfresh.tasks import alias, models
 from everfresh.tasks.config import FineTuneConfig, PipelineConfig
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import ChampionMoved, DataError, ReleaseError
-from everfresh.tasks.ledger import champion_moves, find, settle
+from everfresh.tasks.ledger import champion_moves, find, settle, version_of
 from everfresh.tasks.metrics import score
 from everfresh.tasks.records import (
     AliasMove,
@@ -85,8 +85,9 @@ def publish(
         id=uuid.uuid4().hex,
         kind="publish",
         release=release.id,
-        version=1 + max((m.version for m in moves), default=0),
+        version=version_of(moves, release.id),
         barred=head.barred if head else (),
+        retired=head.retired if head else (),
         by=alias.user(),
         reason=f"window {tick.seq}, {candidate.rung}" + (f": {tick.reason}" if tick.reason else ""),
         at=store.now(),

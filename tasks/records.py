@@ -133,23 +133,44 @@ class StreamEntry(Record):
 
 
 class AliasMove(Record):
-    """One move of the champion; the champion is the last one's release."""
+    """One move of an alias, which names the last one's release: of the champion, or of any other.
+
+    Pins, bars and retirements stand in the champion's moves alone: so none of them can be lost to a move made meanwhile.
+    """
 
     seq: int = Field(ge=1)
     id: str
     """Unique to the attempt, so that a lost reply is not taken for a lost move."""
-    kind: Literal["publish", "adopt", "rollback", "pin", "unpin"]
+    kind: Literal["publish", "adopt", "rollback", "pin", "unpin", "promote", "retire", "restore", "remove"]
     release: str
-    """The release that is champion from this move on."""
-    version: int = Field(ge=1)
-    """The number people say: the sequence of the release's first move."""
+    """The release that the alias names from this move on; if the move removes the alias, the one that it named last."""
+    version: int = Field(ge=0)
+    """The number people say, counted over the releases that became champion; 0 while this one never was."""
     pinned: bool = False
     """While pinned, no challenger can become champion."""
     barred: tuple[str, ...] = ()
     """Releases that were rolled back and may not return by themselves."""
+    retired: tuple[str, ...] = ()
+    """Releases that no alias may name."""
     by: str
     reason: str
     at: AwareDatetime
+
+    @model_validator(mode="after")
+    def _has_a_number(self) -> Self:
+        if not self.version and self.kind not in {"promote", "remove"}:
+            raise ValueError(f"version must be 1 or more in a move of the champion, got 0 in a {self.kind}")
+        return self
+
+    @property
+    def label(self) -> str:
+        """What people call the release: `v3`, or the first digits of its id if it never was champion."""
+        return label(self.release, self.version)
+
+
+def label(release: str, version: int) -> str:
+    """What people call a release: `v3`, or the first digits of its id where it never was champion."""
+    return f"v{version}" if version else release[:12]
 
 
 class Banked(Value):
