@@ -113,9 +113,14 @@ def paired_gain(challenger: NDArray[np.float64], champion: NDArray[np.float64], 
     if not len(challenger):
         return Interval(value=0.0, low=-1.0, high=1.0)
     difference = challenger - champion
-    rng = np.random.default_rng(int(digest_of("gain", seed), 16))
+    rng = seeded_rng("gain", seed)
     # The difference takes three values only: resampling their counts is resampling the samples.
     values, counts = np.unique(difference, return_counts=True)
     means = rng.multinomial(len(difference), counts / len(difference), RESAMPLES) @ values / len(difference)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(value=float(difference.mean()), low=float(low), high=float(high))
+
+
+def seeded_rng(*seed: str) -> np.random.Generator:
+    """Random numbers that some words stand for."""
+    return np.random.default_rng(int(digest_of(*seed), 16))

@@ -49,6 +49,11 @@ class FloorGate(_Gate):
     """Lowest score that passes, 0…1."""
     maximum: float | None = Field(default=None, ge=0)
     """Highest error that passes, in the targets' units: of `mae` and `rmse`, which need it."""
+    min_samples: int = Field(default=1, ge=1, le=10_000_000)
+    """Samples below which it says nothing of the score."""
+    too_few: TooFew = "fail"
+    """What fewer count as. A floor is what nothing may go live without, so `fail`; where there is no earlier hold-out at
+    all, the floor on the bank passes."""
 
     @model_validator(mode="after")
     def _right_way_round(self) -> Self:
@@ -71,7 +76,12 @@ class BetterGate(_Gate):
     min_gain: float = Field(default=0.0, ge=0, le=1)
     """Gain of accuracy, 0…1, that the point estimate must exceed."""
     confidence: float = Field(default=0.8, ge=0.5, lt=1)
-    """One-sided confidence that the gain is above zero (exact McNemar test)."""
+    """One-sided confidence that the gain is above zero."""
+    test: Literal["mcnemar", "bootstrap"] = "mcnemar"
+    """`mcnemar`: exact, right at any number of samples; `bootstrap`: of the paired samples, easier to pass at few."""
+    too_few: TooFew = "fail"
+    """What a hold-out too small to show any gain counts as. `fail`: the champion stays until there is proof; later windows
+    bring their own samples."""
 
 
 class NoWorseGate(_Gate):
@@ -84,6 +94,32 @@ class NoWorseGate(_Gate):
     """Confidence of the paired interval; it fails if the whole interval lies below zero."""
 
 
+class NegativeFlipsGate(_Gate):
+    """Few samples may be wrong now that the champion has right. Fails if more are shown at the confidence."""
+
+    kind: Literal["negative_flips"] = "negative_flips"
+    scope: Literal["window", "bank"] = "window"
+    """`window`: this window's hold-out; `bank`: the earlier hold-outs, pooled."""
+    maximum: float | None = Field(default=0.05, ge=0, lt=1)
+    """Largest share of samples, 0…1, right before and wrong now; null for no limit."""
+    relative: float | None = Field(default=None, gt=0, le=100)
+    """The same as a multiple of what two models that err independently, as often as these, would have; below 1, they share
+    their errors."""
+    confidence: float = Field(default=0.95, ge=0.5, lt=1)
+    """One-sided confidence with which a limit must be shown to be exceeded; 0.5 is about the point estimate."""
+    min_samples: int = Field(default=20, ge=1, le=10_000_000)
+    """Samples below which it says nothing."""
+    too_few: TooFew = "pass"
+    """What fewer count as. `pass`: `floor` and `better` hold back what is not proven at all, and `fail` would hold back every
+    challenger of a stream of small windows."""
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Self:
+        if self.maximum is None and self.relative is None:
+            raise ValueError("maximum or relative must be given, got null for both: nothing could fail. Give one")
+        return self
+
+
 class ServesGate(_Gate):
     """The files of the release, loaded again in a fresh process, must predict what the challenger does."""
 
@@ -94,4 +130,4 @@ class ServesGate(_Gate):
     """Which files; null for all that the release has."""
 
 
-Gate = Annotated[FloorGate | BetterGate | NoWorseGate | ServesGate, Field(discriminator="kind")]
+Gate = Annotated[FloorGate | BetterGate | NoWorseGate | NegativeFlipsGate | ServesGate, Field(discriminator="kind")]

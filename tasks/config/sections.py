@@ -507,7 +507,7 @@ class PipelineConfig(Section):
     fine_tune: FineTuneConfig = FineTuneConfig()
     """How to train."""
     gates: tuple[Gate, ...] = Field(default=(FloorGate(), BetterGate(), NoWorseGate()), min_length=1)
-    """What a challenger must pass to go live: `floor`, `better`, `no_worse`, `serves`."""
+    """What a challenger must pass to go live: `floor`, `better`, `no_worse`, `negative_flips`, `serves`."""
     release: ReleaseConfig = ReleaseConfig()
     """What a release holds, and what its card says."""
     schedule: ScheduleConfig = ScheduleConfig()

@@ -17,8 +17,10 @@ from support.pictures import digits, write_folder
 from everfresh.tasks.alias import pin, rollback, unpin
 from everfresh.tasks.config import BetterGate, FloorGate, NoWorseGate, OnNewSamples, PolicyConfig
 from everfresh.tasks.errors import ObjectMissing
-from everfresh.tasks.evaluate import Judged, _in_order, compare, evaluate, judge
+from everfresh.tasks.evaluate import evaluate
 from everfresh.tasks.fine_tune import fine_tune
+from everfresh.tasks.gates import Judged, Trial, compare, judge
+from everfresh.tasks.gates.judged import in_order
 from everfresh.tasks.publish import publish
 from everfresh.tasks.records import Banked, Comparison, Verdict
 from everfresh.tasks.store import FolderStore
@@ -46,7 +48,7 @@ def judged(challenger: Sequence[int], champion: Sequence[int] | None, shared: Se
 def said(gate: Any, window: Judged, bank: Judged | None = None) -> Verdict:
     earlier = judged([], []) if bank is None else bank
     there: Comparison | None = compare(earlier, "s") if len(earlier.labels) else None
-    return judge(gate, window, compare(window, "s"), earlier, there)
+    return judge(gate, Trial(window, compare(window, "s"), earlier, there, seed="s"))
 
 
 # --- floor -----------------------------------------------------------------------------------------------
@@ -151,12 +153,12 @@ def test_models_are_compared_on_the_classes_that_both_know() -> None:
     assert said(NoWorseGate(), window, window).numbers["samples"] == 2
 
 
-def test_scores_of_a_model_with_other_classes_are_put_in_order() -> None:
+def test_scores_of_a_model_with_other_classes_are_putin_order() -> None:
     scores = torch.tensor([[1.0, 2.0], [4.0, 3.0]])
-    ordered = _in_order(scores, ("a", "b"), ("b", "new", "a"))
+    ordered = in_order(scores, ("a", "b"), ("b", "new", "a"))
     assert ordered[:, [0, 2]].tolist() == [[2, 1], [3, 4]]
     assert (ordered[:, 1] < scores.min() - 10).all()
-    assert _in_order(scores, ("a", "b"), ("a", "b")) is scores
+    assert in_order(scores, ("a", "b"), ("a", "b")) is scores
 
 
 # --- on real digits ----------------------------------------------------------------------------------------

@@ -15,11 +15,10 @@ from support.loop import pipeline
 
 from everfresh.flows import retrain
 from everfresh.flows.rungs import accounts, advice, rungs_table
-from everfresh.tasks import evaluate
 from everfresh.tasks.config import BetterGate
 from everfresh.tasks.decide import best
 from everfresh.tasks.errors import ModelError
-from everfresh.tasks.evaluate import Judged
+from everfresh.tasks.gates import Judged, Trial, judge
 from everfresh.tasks.metrics import paired_gain
 from everfresh.tasks.records import (
     Candidate,
@@ -126,7 +125,7 @@ def passes(gate: BetterGate, right: np.ndarray, champion: np.ndarray) -> bool:
     ours, theirs = (torch.eye(2, dtype=torch.float64)[1 - hits.astype(int)] for hits in (right, champion))
     judged = Judged(np.zeros(len(right), dtype=np.int64), ours, theirs, np.ones(len(right), dtype=bool), Targets(("a", "b")))
     here = Comparison(challenger=NOTHING, champion=NOTHING, gain=paired_gain(*judged.pairs(), 0.95, "x"))
-    return evaluate.judge(gate, judged, here, judged, None).passed
+    return judge(gate, Trial(judged, here, judged, None)).passed
 
 
 def test_the_best_of_four_rungs_on_tune_passes_by_chance_no_more_often_than_declared() -> None:
