@@ -25,6 +25,7 @@ from everfresh.tasks.images import examine
 from everfresh.tasks.ingest import annotation_of
 from everfresh.tasks.labels import Annotation, Unusable
 from everfresh.tasks.ledger import champion_moves, find
+from everfresh.tasks.logged import open_source
 from everfresh.tasks.records import Release
 from everfresh.tasks.rows import Row, Tables
 from everfresh.tasks.sources import Source, SourceFile
@@ -103,7 +104,7 @@ def _source(config: PipelineConfig) -> Iterator[Checked]:
     found: list[tuple[Source, list[SourceFile]]] = []
 
     def listed() -> str:
-        source = Source(config)
+        source = open_source(config)
         found.append((source, list(source.files(set()))))
         return _files(config, *found[0])
 
@@ -155,7 +156,7 @@ def _files(config: PipelineConfig, source: Source, files: list[SourceFile]) -> s
             f"source: files must be readable, got {len(refused)} looked at of which none is, {looked_at[0].key} among them. "
             "Grant the right to read them, or remove them."
         )
-    found = [f"{len(files)} files"]
+    found = [f"{len(files)} files" + (", others wait for their labels" if source.holds_back else "")]
     if unusable:
         found.append(f"of {len(looked_at)} looked at {len(unusable)} would go into quarantine: {unusable[0]}")
     if refused:

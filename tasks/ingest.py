@@ -26,6 +26,7 @@ from everfresh.tasks.errors import AccessRefused, AccountRefused, DataError, Obj
 from everfresh.tasks.images import examine
 from everfresh.tasks.labels import Annotation, Unusable, name_in
 from everfresh.tasks.ledger import stream
+from everfresh.tasks.logged import open_source
 from everfresh.tasks.progress import bar
 from everfresh.tasks.records import Cursor, Split, StreamEntry, Window, digest_of
 from everfresh.tasks.sources import Source, SourceFile
@@ -52,7 +53,7 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
     cursor = head.cursor_after if head else Cursor()
     if isinstance(config.source, TableRows):
         return _ingest_rows(store, config, head, cursor)
-    source = Source(config, after=_lower_bound(config, cursor))
+    source = open_source(config, after=_lower_bound(config, cursor))
     if source.listing == cursor.listing:
         return None
     seen = _seen(store, cursor)
@@ -82,7 +83,7 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
         seen.update((f.key, f.version) for f in taken)
         left = {f.archive_key for f in set(waiting) - set(taken)}  # an archive of which nothing is left is not opened again
         seen.update((f"{f.archive_key}/", f.archive_version) for f in taken if f.archive_key and f.archive_key not in left)
-        listing = source.listing if len(taken) == len(waiting) else ""
+        listing = source.listing if len(taken) == len(waiting) and not source.holds_back else ""
         return _append(store, head, window, _cursor(store, config, window.view, seen, listing, folder))
 
 
@@ -160,7 +161,7 @@ def freeze(store: Store, config: PipelineConfig, folder: str) -> Window:
     if isinstance(config.source, TableRows):
         return _freeze_rows(store, config.model_copy(update={"window": window}), config.source, folder)
     beside = config.source.labels if config.model.task != "single_label" else None
-    source_config = ImageFolder(path=folder, labels=beside if isinstance(beside, Sidecar) else ParentFolder())
+    source_config = ImageFolder(path=folder, labels=beside if isinstance(beside, Sidecar) and beside.path else ParentFolder())
     config = config.model_copy(update={"source": source_config, "window": window})
     source = Source(config)
     annotations = source.annotations()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from everfresh.tasks.config import ImageFolder, PipelineConfig, Sidecar, TableRows, TarShards
+from everfresh.tasks.config import ImageFolder, LoggedPredictions, PipelineConfig, Sidecar, TableRows, TarShards
 from everfresh.tasks.errors import DataError, SourceError, StoreError
 from everfresh.tasks.images import SUFFIXES
 from everfresh.tasks.labels import Annotation, read_table
@@ -47,7 +47,7 @@ class Source:
     def __init__(self, config: PipelineConfig, after: str = "") -> None:
         self.config, self._s3, self.targets = config.source, config.s3, Targets.wanted(config.model)
         self._after = after
-        paths = (self.config.path,) if isinstance(self.config, ImageFolder) else self.config.paths
+        paths = (self.config.path,) if isinstance(self.config, ImageFolder | LoggedPredictions) else self.config.paths
         self._stores: list[Store] = []
         self._objects: list[list[Listed]] = []
         for path in paths:
@@ -63,17 +63,19 @@ class Source:
                 digest.update(f"{item.key}\0{item.version}\0".encode())
         self.listing = digest.hexdigest()
         """Digest of all keys and versions."""
+        self.holds_back = False
+        """Whether something that is listed is not due yet: then an equal listing may have something new later."""
 
     def _list(self, path: str) -> None:
         place = open_store(path, self._s3)
-        wanted = {"folder": SUFFIXES, "shards": (".tar",), "rows": TABLES}[self.config.kind]
+        wanted = {"folder": SUFFIXES, "shards": (".tar",), "rows": TABLES, "predictions": (".tar", ".jsonl")}[self.config.kind]
         try:
             if isinstance(place, FolderStore) and not place.root.is_dir():
                 if not place.root.is_file():
                     raise SourceError(f"source.path must be a folder that exists, got {path}. Create it or correct the path.")
                 name, place = place.root.name, FolderStore(place.root.parent)
                 objects = [item for item in place.list() if item.key == name]
-            elif path.startswith("s3://") and self.config.kind != "folder" and path.endswith(wanted):
+            elif path.startswith("s3://") and self.config.kind in {"shards", "rows"} and path.endswith(wanted):
                 folder, _, name = path.rpartition("/")
                 place = open_store(folder, self._s3)
                 objects = [item for item in place.list() if item.key == name]
@@ -110,7 +112,7 @@ class Source:
         archive = self.local(place, item)
         try:
             with tarfile.open(archive, "r:") as tar:  # uncompressed: members are read in place
-                members = {m.name: m for m in tar if not m.isdir() and m.name.lower().endswith(SUFFIXES)}  # the last one counts
+                members = {m.name: m for m in tar if not m.isdir() and self._is_sample(m.name)}  # the last one counts
                 _check_end(tar)
         except (tarfile.TarError, OSError) as error:
             raise SourceError(
@@ -121,6 +123,10 @@ class Source:
             _check_name(key)
             version = f"{member.size}-{member.mtime}-{member.offset_data}"  # an archive that grows keeps its old members
             yield SourceFile(key, version, member.size, member.mtime, place, item.key, item.version, member, archive)
+
+    def _is_sample(self, name: str) -> bool:
+        """Whether a member of an archive is one, by its name."""
+        return name.lower().endswith(SUFFIXES)
 
     def local(self, place: int, item: Listed) -> Path:
         """The object as a local file: where it stands, or fetched once."""

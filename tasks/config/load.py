@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from yaml.error import MarkedYAMLError
 from yaml.reader import ReaderError
 
-from everfresh.tasks.config.sections import ImageFolder, PipelineConfig, TableRows, TarShards
+from everfresh.tasks.config.sections import ImageFolder, LoggedPredictions, PipelineConfig, TableRows, TarShards
 from everfresh.tasks.errors import ConfigError
 
 SECRET_KEY = re.compile(r"(secret|password|passwd|access[_-]?key|api[_-]?key|token|credential)", re.IGNORECASE)
@@ -106,7 +106,7 @@ def parse_config(raw: dict[str, Any], *, base: Path | None = None, label: str = 
 def _store_stands_apart(config: PipelineConfig, label: str) -> None:
     source = config.source
     store = f"{config.store.rstrip('/')}/{config.name}/"
-    for path in (source.path,) if isinstance(source, ImageFolder) else source.paths:
+    for path in (source.path,) if isinstance(source, ImageFolder | LoggedPredictions) else source.paths:
         folder = f"{path.removeprefix('file://').rstrip('/')}/"
         if store.removeprefix("file://").startswith(folder):
             raise ConfigError(
@@ -246,8 +246,8 @@ def _anchored(config: PipelineConfig, base: Path, label: str) -> PipelineConfig:
             words = "there is no home of that name" if path.startswith("~") else error
             raise ConfigError(f"{label}: {field} must be a path, got {_shown(path)} ({words}). Write it from / on.") from None
 
-    source: ImageFolder | TarShards | TableRows
-    if isinstance(config.source, ImageFolder):
+    source: ImageFolder | TarShards | TableRows | LoggedPredictions
+    if isinstance(config.source, ImageFolder | LoggedPredictions):
         source = config.source.model_copy(update={"path": anchor(config.source.path, "source.path")})
     else:
         source = config.source.model_copy(update={"paths": tuple(anchor(p, "source.paths") for p in config.source.paths)})

@@ -172,7 +172,30 @@ class TableRows(Section):
         return self.annotations if self.label_column is not None else Unlabelled()
 
 
-Source = Annotated[ImageFolder | TarShards | TableRows, Field(discriminator="kind")]
+class LoggedPredictions(Section):
+    """What a service was asked, as its `PredictionLog` wrote it: pictures with time, slices, and a label once one came."""
+
+    kind: Literal["predictions"] = "predictions"
+    path: Address
+    """Address of the log: a folder or `s3://bucket/prefix` of its own."""
+    label_wait_hours: float = Field(default=24, ge=0, le=8_760)
+    """Predictions wait for their labels at most so long after they were written; 0: they are taken at once, with the labels
+    of then. Labels that come later are not used."""
+    slice_columns: Names = ()
+    """Slices by which results are broken down, among those that the service logs; `release` is the version that answered."""
+
+    @property
+    def timezone(self) -> None:
+        """Its times name theirs."""
+        return
+
+    @property
+    def labels(self) -> Sidecar:
+        """What is told of a prediction, as a sidecar's columns tell it of a file."""
+        return Sidecar(path="", timestamp_column="at", slice_columns=self.slice_columns)
+
+
+Source = Annotated[ImageFolder | TarShards | TableRows | LoggedPredictions, Field(discriminator="kind")]
 
 
 class S3Config(Section):

@@ -11,5 +11,6 @@ ever loaded.
 
 from everfresh.tasks.serving.answers import Prediction, Predictions
 from everfresh.tasks.serving.champion import Champion, load_champion
+from everfresh.tasks.serving.log import PredictionLog
 
-__all__ = ["Champion", "Prediction", "Predictions", "load_champion"]
+__all__ = ["Champion", "Prediction", "PredictionLog", "Predictions", "load_champion"]

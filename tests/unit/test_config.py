@@ -160,7 +160,7 @@ WORDS: list[tuple[dict[str, Any], str]] = [
     ({"window": 5}, "window: must be a section, got 5. Write its keys below it, each in a line of its own and indented."),
     ({"model__classes": "cat"}, "model.classes: must be a list, got 'cat'. Write it as [a, b]."),
     ({"model__precision": "fp8"}, "model.precision: must be one of fp32 or bf16, got 'fp8'. Choose one."),
-    ({"source__kind": "kafka"}, "source.kind: must be one of folder, shards, rows, got 'kafka'. Choose one."),
+    ({"source__kind": "kafka"}, "source.kind: must be one of folder, shards, rows, predictions, got 'kafka'. Choose one."),
     ({"fine_tune__learning_rate": None}, "fine_tune.learning_rate: must be a number, got None. Write one such as 0.05."),
     ({"fine_tune__schedule__thaw": "gradually"}, "fine_tune.schedule: thaw must be at_once while freeze is 0, got gradually: "
         "nothing is frozen. Set freeze, or remove thaw."),
@@ -282,6 +282,15 @@ def test_a_bound_of_a_trigger_or_gate_is_held(section: str, kind: str, name: str
         parse_config(pipeline(**{section: [{"kind": kind, name: value}]}))
 
 
+WAITS = [("label_wait_hours", -1), ("label_wait_hours", 8_761)]
+
+
+@pytest.mark.parametrize(("name", "value"), WAITS)
+def test_a_bound_of_a_log_of_predictions_is_held(name: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=rf"source\.{name}: must be at .*got {value}"):
+        parse_config(pipeline(source={"kind": "predictions", "path": "log", name: value}))
+
+
 EDGES: list[tuple[str, Any]] = [
     ("window__holdout_fraction", 0.8), ("model__image_size", 8), ("model__image_size", 4096), ("drift__components", 0),
     ("drift__false_alarm_rate", 0.5), ("fine_tune__batch_size", 2), ("fine_tune__label_smoothing", 0),
@@ -310,7 +319,9 @@ def _bounded(node: dict[str, Any], definitions: dict[str, Any]) -> set[tuple[str
 def test_every_bounded_field_has_a_test_with_a_rejected_value() -> None:
     schema = json.loads(json_schema())
     bounded = {name for _, name in _bounded(schema, schema["$defs"])}
-    tested = {field.rpartition(".")[2] for field, _ in BOUNDS} | {name for _, _, name, _ in NESTED}
+    tested = (
+        {field.rpartition(".")[2] for field, _ in BOUNDS} | {name for _, _, name, _ in NESTED} | {name for name, _ in WAITS}
+    )
     assert bounded - tested == set()
 
 
