@@ -1,7 +1,16 @@
 """The pipeline file: its sections, and how it is read."""
 
 from everfresh.tasks.config.base import Task
-from everfresh.tasks.config.gates import ERRORS, BetterGate, FloorGate, Gate, NegativeFlipsGate, NoWorseGate, ServesGate
+from everfresh.tasks.config.gates import (
+    ERRORS,
+    BetterGate,
+    FloorGate,
+    Gate,
+    NegativeFlipsGate,
+    NoWorseGate,
+    ServesGate,
+    SlicesGate,
+)
 from everfresh.tasks.config.load import is_path, json_schema, load_config, parse_config
 from everfresh.tasks.config.release import Export, ReleaseConfig
 from everfresh.tasks.config.sections import (
@@ -64,6 +73,7 @@ __all__ = [
     "Season",
     "ServesGate",
     "Sidecar",
+    "SlicesGate",
     "TableRows",
     "TarShards",
     "Task",

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from everfresh.tasks.config.base import Section, Task
+from everfresh.tasks.config.base import Names, Section, Task
 
 METRICS: dict[Task, tuple[str, ...]] = {
     "single_label": ("accuracy", "precision", "recall", "f1"),
@@ -28,8 +28,14 @@ TooFew = Literal["pass", "fail"]
 class _Gate(Section):
     """What all gates have in common."""
 
-    def misfit(self, task: Task) -> str:
-        """Field, rule, value and remedy if the gate cannot judge such a task; empty if it can."""
+    def misfit(self, task: Task, *, pictures: bool, columns: tuple[str, ...]) -> str:
+        """Field, rule, value and remedy if the gate cannot judge such a model; empty if it can.
+
+        Args:
+            task: what the model is asked for.
+            pictures: whether its samples are pictures, not rows.
+            columns: slice columns of the source.
+        """
         return ""
 
 
@@ -62,7 +68,7 @@ class FloorGate(_Gate):
             raise ValueError(f"maximum must {rule} while metric is {self.metric}, got {self.maximum}. Change one of the two")
         return self
 
-    def misfit(self, task: Task) -> str:
+    def misfit(self, task: Task, *, pictures: bool, columns: tuple[str, ...]) -> str:
         """A metric of another task."""
         if self.metric in METRICS[task]:
             return ""
@@ -92,6 +98,44 @@ class NoWorseGate(_Gate):
     """Loss of accuracy, 0…1, that the point estimate may not exceed."""
     confidence: float = Field(default=0.95, ge=0.5, lt=1)
     """Confidence of the paired interval; it fails if the whole interval lies below zero."""
+
+
+class SlicesGate(_Gate):
+    """No slice may be served badly, be left behind, or lose what it had. Fails if one is shown to, at the confidence."""
+
+    kind: Literal["slices"] = "slices"
+    columns: Names | None = Field(default=None, min_length=1)
+    """Slice columns of the source, `label` (of single labels) and `window`; null for all that the source has."""
+    scope: Literal["window", "bank"] = "window"
+    """`window`: this window's hold-out; `bank`: the earlier hold-outs, pooled."""
+    minimum: float | None = Field(default=None, gt=0, lt=1)
+    """Lowest accuracy of a slice, 0…1; null for no floor."""
+    max_gap: float | None = Field(default=None, ge=0, lt=1)
+    """Largest difference of accuracy between two slices of a column, 0…1; null for any."""
+    max_drop: float | None = Field(default=0.05, ge=0, lt=1)
+    """Largest loss of accuracy of a slice against the champion, 0…1; null for any."""
+    confidence: float = Field(default=0.95, ge=0.5, lt=1)
+    """With which a fair challenger passes, all slices and limits together; what fails is shown with it."""
+    min_samples: int = Field(default=20, ge=5, le=10_000_000)
+    """Slices with fewer samples are left aside: they could show next to nothing, and each costs the others power."""
+    too_few: TooFew = "pass"
+    """What it counts as if all slices are too small. `pass`: `floor` and `better` hold back what is not proven at all, and
+    `fail` would hold back every challenger of a stream of small windows."""
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Self:
+        if self.minimum is None and self.max_gap is None and self.max_drop is None:
+            raise ValueError("minimum, max_gap or max_drop must be given, got null for all: nothing could fail. Give one")
+        return self
+
+    def misfit(self, task: Task, *, pictures: bool, columns: tuple[str, ...]) -> str:
+        """A column that the source does not have, or none at all."""
+        known = (*columns, *(("label",) if task == "single_label" else ()), "window")
+        if self.columns is None and not columns:
+            return f"columns must be among {', '.join(known)} while the source names no slice_columns, got null. Name some"
+        if unknown := [c for c in self.columns or () if c not in known]:
+            return f"columns must be among {', '.join(known)}, got {unknown[0]}. Correct it, or add it to the slice_columns"
+        return ""
 
 
 class NegativeFlipsGate(_Gate):
@@ -130,4 +174,6 @@ class ServesGate(_Gate):
     """Which files; null for all that the release has."""
 
 
-Gate = Annotated[FloorGate | BetterGate | NoWorseGate | NegativeFlipsGate | ServesGate, Field(discriminator="kind")]
+Gate = Annotated[
+    FloorGate | BetterGate | NoWorseGate | SlicesGate | NegativeFlipsGate | ServesGate, Field(discriminator="kind")
+]

@@ -530,7 +530,7 @@ class PipelineConfig(Section):
     fine_tune: FineTuneConfig = FineTuneConfig()
     """How to train."""
     gates: tuple[Gate, ...] = Field(default=(FloorGate(), BetterGate(), NoWorseGate()), min_length=1)
-    """What a challenger must pass to go live: `floor`, `better`, `no_worse`, `negative_flips`, `serves`."""
+    """What a challenger must pass to go live: `floor`, `better`, `no_worse`, `slices`, `negative_flips`, `serves`."""
     release: ReleaseConfig = ReleaseConfig()
     """What a release holds, and what its card says."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -566,8 +566,9 @@ class PipelineConfig(Section):
                 raise ValueError(
                     f"fine_tune.{name} must be {off} while model.task is {task}, got {value}: it is for one of several classes"
                 )
+        columns = self.source.labels.slice_columns if isinstance(self.source.labels, Sidecar) else ()
         for number, gate in enumerate(self.gates):
-            if misfit := gate.misfit(task):
+            if misfit := gate.misfit(task, pictures=not self.model.features, columns=columns):
                 raise ValueError(f"gates.{number}.{misfit}")
         return self
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from everfresh.tasks.config import BetterGate, FloorGate, Gate, NegativeFlipsGate, NoWorseGate, ServesGate
-from everfresh.tasks.gates import gain
+from everfresh.tasks.config import BetterGate, FloorGate, Gate, NegativeFlipsGate, NoWorseGate, ServesGate, SlicesGate
+from everfresh.tasks.gates import gain, groups
 from everfresh.tasks.gates.judged import Contender, Judged, Trial, compare, look
 from everfresh.tasks.records import Verdict
 
@@ -19,6 +19,8 @@ def judge(gate: Gate, trial: Trial) -> Verdict:
             return gain.better(gate, trial)
         case NoWorseGate():
             return gain.no_worse(gate, trial)
+        case SlicesGate():
+            return groups.slices(gate, trial)
         case NegativeFlipsGate():
             return gain.negative_flips(gate, trial)
         case ServesGate():

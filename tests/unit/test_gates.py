@@ -1,0 +1,328 @@
+"""Gates on planted faults: each is caught by its own gate, and a fair challenger passes as often as was declared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.stats import binom, binomtest, multinomial
+
+from everfresh.tasks.config import BetterGate, FloorGate, NegativeFlipsGate, SlicesGate
+from everfresh.tasks.gates import Judged, Trial, compare, judge
+from everfresh.tasks.gates.evidence import (
+    highest_share,
+    holm,
+    lowest,
+    p_above,
+    p_apart,
+    p_below,
+    p_dropped,
+    resolved_above,
+    resolved_below,
+    resolved_drop,
+)
+from everfresh.tasks.gates.gain import _bootstrap
+from everfresh.tasks.gates.many import drops, floors
+from everfresh.tasks.records import Verdict
+from everfresh.tasks.targets import Targets
+
+
+def judged(now: Any, before: Any = None, columns: dict[str, Sequence[str]] | None = None, shared: Any = None) -> Judged:
+    """Samples of class 0 which the models get right or wrong (N,)."""
+
+    def scores(right: Any) -> torch.Tensor:
+        return torch.eye(2)[1 - np.asarray(right, dtype=np.int64)].reshape(-1, 2)
+
+    return Judged(
+        np.zeros(len(now), dtype=np.int64),
+        scores(now),
+        None if before is None else scores(before),
+        np.ones(len(now), dtype=bool) if shared is None else np.asarray(shared, dtype=bool),
+        Targets(("a", "b")),
+        columns={name: np.array(values, dtype=np.str_) for name, values in (columns or {}).items()},
+    )
+
+
+def said(gate: Any, window: Judged, bank: Judged | None = None, seed: str = "s") -> Verdict:
+    earlier = judged([], None if window.champion is None else []) if bank is None else bank
+    there = compare(earlier, "s") if len(earlier.labels) else None
+    return judge(gate, Trial(window, compare(window, "s"), earlier, there, seed=seed))
+
+
+# --- tests and bounds --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [20, 60])
+@pytest.mark.parametrize("most", [0.0, 0.05, 0.2])
+def test_a_drop_within_its_limit_is_refuted_no_more_often_than_the_level(count: int, most: float) -> None:
+    """Over all outcomes, exactly, whatever the share of samples that is won."""
+    lost, won = np.array([(x, y) for x in range(count + 1) for y in range(count + 1 - x)]).T
+    p_values = p_dropped(lost, won, count, most)
+    for win in (0.0, 0.02, 0.1, 0.3):
+        chances = multinomial.pmf(np.stack([lost, won, count - lost - won], 1), count, [most + win, win, 1 - most - 2 * win])
+        for level in (0.05, 0.005, 0.0005):
+            assert chances[p_values <= level].sum() <= 1.2 * level
+
+
+@pytest.mark.parametrize(("first", "second"), [(20, 20), (20, 200), (200, 20), (60, 60)])
+@pytest.mark.parametrize("most", [0.0, 0.1])
+def test_a_gap_within_its_limit_is_refuted_no_more_often_than_the_level(first: int, second: int, most: float) -> None:
+    x1, x2 = np.meshgrid(np.arange(first + 1), np.arange(second + 1), indexing="ij")
+    p_values = p_apart(x1, first, x2, second, most)
+    for share in np.linspace(most, 1, 11):
+        chances = binom.pmf(x1, first, share) * binom.pmf(x2, second, share - most)
+        for level in (0.05, 0.005, 0.0005):
+            assert chances[p_values <= level].sum() <= 1.2 * level
+
+
+@given(st.integers(1, 300), st.floats(0, 1), st.floats(0.01, 0.99))
+def test_shares_against_a_limit_are_tested_exactly(count: int, share: float, limit: float) -> None:
+    hits = round(share * count)
+    assert p_below(hits, count, limit) == pytest.approx(binomtest(hits, count, limit, "less").pvalue)
+    assert p_above(hits, count, limit) == pytest.approx(binomtest(hits, count, limit, "greater").pvalue)
+
+
+@given(st.integers(1, 200), st.floats(0, 1), st.sampled_from([0.05, 0.001]))
+def test_a_bound_is_the_limit_at_which_its_test_turns(count: int, share: float, level: float) -> None:
+    hits = round(share * count)
+    high = highest_share(hits, count, level)
+    assert hits == count or p_below(hits, count, high) == pytest.approx(level)
+    low = lowest(lambda limit: p_above(hits, count, limit), level)
+    assert hits == 0 or p_above(hits, count, low) == pytest.approx(level)
+    assert low <= hits / count <= high
+
+
+@given(arrays(np.float64, st.integers(1, 30), elements=st.floats(0, 1)))
+def test_holms_correction_is_holms(p_values: np.ndarray) -> None:
+    found, count = holm(p_values), len(p_values)
+    for level in (0.01, 0.05, 0.5):
+        refuted, order = set(), np.argsort(p_values, kind="stable")
+        for step, i in enumerate(order):
+            if p_values[i] * (count - step) > level:
+                break
+            refuted.add(int(i))
+        assert {int(i) for i in np.flatnonzero(found <= level)} == refuted
+    assert (found >= p_values).all()
+    assert (found <= np.minimum(p_values * count, 1) + 1e-15).all()  # never harder than Bonferroni
+
+
+@given(st.permutations(range(8)), st.lists(st.floats(0, 1), min_size=8, max_size=8))
+def test_holms_correction_knows_no_order(order: list[int], values: list[float]) -> None:
+    p_values = np.array(values)
+    assert holm(p_values[order]).tolist() == holm(p_values)[order].tolist()
+
+
+@pytest.mark.parametrize("count", [25, 100, 1000])
+def test_what_a_test_resolves_is_found_in_eight_of_ten(count: int) -> None:
+    level = 0.05
+    high, low = resolved_above(count, 0.05, level), resolved_below(count, 0.8, level)
+    drop = resolved_drop(count, 0.05, level, 0.1)
+    hits = np.arange(count + 1)
+    assert binom.pmf(hits, count, high)[p_above(hits, count, 0.05) <= level].sum() == pytest.approx(0.8, abs=1e-6)
+    assert binom.pmf(hits, count, low)[p_below(hits, count, 0.8) <= level].sum() == pytest.approx(0.8, abs=1e-6)
+    lose = max((0.1 + drop) / 2, drop)
+    lost, won, _ = np.random.default_rng(0).multinomial(count, [lose, lose - drop, 1 - 2 * lose + drop], 4000).T
+    assert 0.65 <= (p_dropped(lost, won, count, 0.05) <= level).mean() <= 0.95  # careful
+
+
+def test_too_few_samples_resolve_nothing() -> None:
+    assert resolved_above(1, 0.2, 0.05) == np.inf
+    assert resolved_below(3, 0.5, 0.05) == -np.inf
+
+
+# --- slices ------------------------------------------------------------------------------------------------------
+
+SIZES = (20, 25, 40, 80, 150, 300)
+COUNTS = np.array(SIZES)
+
+
+def sliced(now: Sequence[float], before: Sequence[float] | None = None, seed: int = 0) -> Judged:
+    """Six slices of a column `site` with the accuracies of both models."""
+    rng = np.random.default_rng(seed)
+    draw = [rng.random(n) for n in SIZES]  # one draw for both models: what is hard for one is hard for the other
+
+    def right(accuracies: Sequence[float]) -> np.ndarray:
+        return np.concatenate([d < a for d, a in zip(draw, accuracies, strict=True)])
+
+    sites = [name for name, n in zip("abcdef", SIZES, strict=True) for _ in range(n)]
+    return judged(right(now), None if before is None else right(before), {"site": sites})
+
+
+FAIR = (0.8,) * 6
+
+
+def test_a_fair_challenger_passes_the_slices_at_the_declared_confidence() -> None:
+    """All three limits hold with equality, in six slices of 20 to 300 samples, over 2,000 seeds."""
+    rng, level = np.random.default_rng(1), 0.1
+    hits = rng.binomial(COUNTS, 0.8, (2000, 6))
+    lost, won = rng.binomial(COUNTS, 0.1, (2000, 6)), rng.binomial(COUNTS, 0.05, (2000, 6))
+    first, second = (np.array(x) for x in zip(*[(i, j) for i in range(6) for j in range(6) if i != j], strict=True))
+    p_values = np.concatenate(
+        [
+            floors("abcdef", hits, COUNTS, 0.8).p_values,
+            drops("abcdef", lost, won, np.broadcast_to(COUNTS, lost.shape), 0.05).p_values,
+            p_apart(hits[:, first], COUNTS[first], hits[:, second], COUNTS[second], 0.0),
+        ],
+        axis=1,
+    )
+    alarms = (p_values.min(axis=1) * p_values.shape[1] <= level).mean()
+    assert 0.01 <= alarms <= level
+
+
+@pytest.mark.parametrize(
+    ("gate", "now", "before"),
+    [
+        (SlicesGate(minimum=0.7, max_drop=None), (0.8, 0.8, 0.8, 0.4, 0.8, 0.8), None),
+        (SlicesGate(max_gap=0.1, max_drop=None), (0.8, 0.8, 0.8, 0.2, 0.8, 0.8), None),
+        (SlicesGate(max_drop=0.05), (0.8, 0.8, 0.8, 0.5, 0.8, 0.8), FAIR),
+        (SlicesGate(minimum=0.6, max_gap=0.1, max_drop=0.05), (0.8, 0.8, 0.8, 0.4, 0.8, 0.8), FAIR),
+    ],
+)
+def test_a_planted_gap_fails_the_slices_and_is_named(gate: SlicesGate, now: Any, before: Any) -> None:
+    for seed in range(3):
+        fair, planted = (said(gate, sliced(a, before, seed)) for a in (FAIR, now))
+        assert (fair.outcome, planted.outcome) == ("passed", "failed")
+        assert "site=d" in planted.words or "over d" in planted.words
+        assert planted.numbers["p_value"] <= 0.05 < fair.numbers["p_value"]
+        assert "(power 80%)" in planted.resolves
+
+
+def test_the_words_of_slices_hold_value_bound_limit_and_what_is_resolved() -> None:
+    window = judged([0] * 12 + [1] * 28 + [1] * 60, [1] * 100, {"site": ["a"] * 40 + ["b"] * 57 + ["c"] * 3})
+    verdict = said(SlicesGate(), window)
+    low = lowest(lambda limit: p_dropped(12, 0, 40, limit), 0.025)
+    assert verdict.words == (
+        "slices: 2 slices of 20 samples or more, 1 smaller ones left aside; "
+        f"site=a drops by 30.0% on 40 (at least {low:.1%}, may be 5.0%)"
+    )
+    assert verdict.numbers == pytest.approx(
+        {"slices": 2, "left_aside": 1, "samples": 100, "drop": 0.3, "drop_bound": low, "drop_limit": 0.05, "tests": 2}
+        | {"p_value": 2 * float(p_dropped(12, 0, 40, 0.05))}
+    )
+    assert verdict.resolves == (
+        f"a drop of {resolved_drop(40, 0.05, 0.025, 0.3):.1%} in 40 samples, "
+        f"a drop of {resolved_drop(57, 0.05, 0.025, 0):.1%} in 57 samples (power 80%)"
+    )
+
+
+@pytest.mark.parametrize(("too_few", "passed"), [("pass", True), ("fail", False)])
+def test_small_slices_are_undecided(too_few: Any, passed: bool) -> None:
+    verdict = said(SlicesGate(too_few=too_few), judged([0] * 19, [1] * 19, {"site": ["a"] * 19}))
+    assert (verdict.outcome, verdict.passed) == ("undecided", passed)
+    assert verdict.words == (
+        f"slices: no slice of the 19 window samples has 20 of them, so it is undecided and counts as {too_few}ed"
+    )
+
+
+def test_slices_need_no_champion_for_a_floor_and_drop_against_none() -> None:
+    window = judged([0] * 40, None, {"site": ["a"] * 40})
+    assert said(SlicesGate(), window).words == "slices: there is no champion to drop against"
+    assert said(SlicesGate(), window).outcome == "passed"
+    assert said(SlicesGate(minimum=0.5), window).outcome == "failed"
+    assert said(SlicesGate(scope="bank"), window).words == "slices: there is no earlier hold-out yet"
+
+
+def test_slices_are_those_of_the_columns_that_are_named() -> None:
+    columns = {"site": ["a"] * 40, "label": ["x"] * 40, "window": ["3"] * 40}
+    window = judged([0] * 40, [1] * 40, columns)
+    assert "site=a" in said(SlicesGate(), window).words
+    assert said(SlicesGate(), window).numbers["slices"] == 1
+    assert said(SlicesGate(columns=("label", "window")), window).numbers["slices"] == 2
+
+
+def test_a_drop_is_measured_on_what_both_models_know() -> None:
+    window = judged([0] * 60, [1] * 60, {"site": ["a"] * 60}, shared=[1] * 19 + [0] * 41)
+    assert said(SlicesGate(), window).outcome == "undecided"
+    window = judged([0] * 60, [1] * 60, {"site": ["a"] * 60}, shared=[1] * 30 + [0] * 30)
+    assert "drops by 100.0% on 30" in said(SlicesGate(), window).words
+
+
+# --- negative flips ----------------------------------------------------------------------------------------------
+
+
+def test_flips_within_the_limit_pass_at_the_declared_confidence() -> None:
+    counts = np.random.default_rng(0).binomial(300, 0.05, 20_000)
+    alarms = (p_above(counts, 300, 0.05) <= 0.05).mean()
+    assert 0.02 <= alarms <= 0.05
+    for n in (22, 23):
+        assert said(NegativeFlipsGate(), flipped(300, n)).passed == bool(p_above(n, 300, 0.05) > 0.05)
+
+
+def flipped(count: int, flips: int, won: int = 0) -> Judged:
+    """Both right but for some flips, and some that are right now only."""
+    same = count - flips - won
+    return judged([0] * flips + [1] * won + [1] * same, [1] * flips + [0] * won + [1] * same)
+
+
+def test_more_flips_than_the_limit_fail_also_where_accuracy_has_grown() -> None:
+    verdict = said(NegativeFlipsGate(), flipped(200, 24, won=60))
+    assert said(BetterGate(), flipped(200, 24, won=60)).passed
+    assert verdict.outcome == "failed"
+    low = lowest(lambda limit: p_above(24, 200, limit), 0.05)
+    assert verdict.words == (
+        "negative_flips: 24 of 200 window samples were right and are wrong now, 12.0%; "
+        f"at least {low:.1%} at a confidence of 0.95, may be 5.0%"
+    )
+    assert verdict.numbers["share"] == 0.12
+    assert verdict.resolves == f"a share of {resolved_above(200, 0.05, 0.05):.1%} (power 80%)"
+
+
+def test_relative_flips_are_one_where_errors_are_independent() -> None:
+    """20 % wrong before, 10 % wrong now, by the toss of a coin; then those that are wrong now were all wrong before."""
+    rng = np.random.default_rng(0)
+    independent = judged(rng.random(20_000) < 0.9, rng.random(20_000) < 0.8)
+    found = said(NegativeFlipsGate(maximum=None, relative=0.5), independent)
+    assert found.numbers["relative"] == pytest.approx(1, abs=0.05)
+    assert found.outcome == "failed"
+    nested = judged([0] * 10 + [1] * 90, [0] * 20 + [1] * 80)
+    assert said(NegativeFlipsGate(maximum=None, relative=0.5), nested).numbers["relative"] == 0
+    assert said(NegativeFlipsGate(maximum=None, relative=0.5), judged([1] * 40, [1] * 40)).numbers["relative"] == 0
+
+
+@pytest.mark.parametrize(("too_few", "passed"), [("pass", True), ("fail", False)])
+def test_flips_of_few_samples_are_undecided(too_few: Any, passed: bool) -> None:
+    verdict = said(NegativeFlipsGate(too_few=too_few), judged([0] * 30, [1] * 30, shared=[1] * 19 + [0] * 11))
+    assert (verdict.outcome, verdict.passed) == ("undecided", passed)
+    assert verdict.words == (
+        "negative_flips: there are 19 window samples that both models know, and it needs 20, "
+        f"so it is undecided and counts as {too_few}ed"
+    )
+    assert said(NegativeFlipsGate(), judged([0] * 30)).words == "negative_flips: there is no champion"
+
+
+# --- floor and better --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("too_few", "passed"), [("pass", True), ("fail", False)])
+def test_a_floor_of_few_samples_is_undecided(too_few: Any, passed: bool) -> None:
+    verdict = said(FloorGate(min_samples=10, too_few=too_few), judged([1] * 9))
+    assert (verdict.outcome, verdict.passed) == ("undecided", passed)
+    assert verdict.words == f"floor: there are 9 window samples, and it needs 10, so it is undecided and counts as {too_few}ed"
+    assert said(FloorGate(min_samples=10), judged([1] * 10)).outcome == "passed"
+    assert said(FloorGate(), judged([1] * 10)).resolves == "accuracy to 72.2% … 100.0% (95%)"
+
+
+@pytest.mark.parametrize(("too_few", "passed"), [("pass", True), ("fail", False)])
+def test_better_of_too_few_samples_for_any_gain_is_undecided(too_few: Any, passed: bool) -> None:
+    verdict = said(BetterGate(confidence=0.95, too_few=too_few), judged([1] * 4, [0] * 4))
+    assert (verdict.outcome, verdict.passed) == ("undecided", passed)
+    assert "there are 4 samples, and no gain can be shown on fewer than 5" in verdict.words
+    found = said(BetterGate(confidence=0.95), judged([1] * 5, [0] * 5))
+    assert (found.outcome, found.resolves) == ("passed", "a gain of 100.0% at the least")
+
+
+def test_better_by_bootstrap_errs_about_as_often_as_declared() -> None:
+    """A challenger as good as the champion; 100 samples of which a fifth differ."""
+    rng, passed = np.random.default_rng(3), []
+    for seed in range(400):
+        won = rng.binomial(20, 0.5)
+        passed.append(_bootstrap(won, 20 - won, 100, str(seed)) <= 0.1)
+    assert 0.05 <= np.mean(passed) <= 0.15
+    window = judged([1] * 30 + [0] * 5 + [1] * 65, [0] * 30 + [1] * 5 + [1] * 65)
+    assert said(BetterGate(test="bootstrap", confidence=0.95), window).passed
