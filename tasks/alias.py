@@ -12,10 +12,10 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from everfresh.tasks.catalogue import Named, check_alias, named
+from everfresh.tasks.catalogue import REMOVED, Named, check_alias, named
 from everfresh.tasks.errors import ReleaseError
 from everfresh.tasks.ledger import CHAMPION, aliases, champion_moves, find, moves, version_of
-from everfresh.tasks.records import AliasMove, Release, label
+from everfresh.tasks.records import AliasMove, Release, RemovedRelease
 from everfresh.tasks.store import Store
 
 RACES = 100
@@ -51,7 +51,7 @@ def rollback(store: Store, to: int | None = None, *, reason: str = "", by: str |
             goal = next(m for m in history if m.version == to)
         if goal.release == head.release:
             raise ReleaseError(f"rollback: v{goal.version} is champion already. Nothing was changed.")
-        _check_not_retired("rollback", goal.release, goal.version, head)
+        check_allowed(store, "rollback", goal, head)
         check_release(store, goal)
         left = (*head.barred, seen.release, head.release)  # also what was published while the person was going back
         barred = tuple(dict.fromkeys(release for release in left if release != goal.release))
@@ -90,12 +90,13 @@ def promote(store: Store, release: str, *, alias: str = CHAMPION, reason: str = 
     check_release(store, goal, "promote")
     if alias == CHAMPION:
         return _promote_champion(store, goal, reason, by)
-    _check_not_retired("promote", goal.release, goal.version, champion_moves(store).last())
+    check_allowed(store, "promote", goal, champion_moves(store).last())
     move = _move_other(store, alias, goal, reason, by)
-    head = champion_moves(store).last()
-    if head is not None and goal.release in head.retired:  # while we moved: who retires looks at the aliases after that
+    try:
+        check_allowed(store, "promote", goal, champion_moves(store).last())  # who retires looks at the aliases after that
+    except ReleaseError:
         remove(store, alias, reason=f"{goal.label} was retired meanwhile", by=by)
-        _check_not_retired("promote", goal.release, goal.version, head)
+        raise
     return move
 
 
@@ -109,7 +110,7 @@ def _promote_champion(store: Store, goal: Named, reason: str, by: str | None) ->
                 f"promote: the champion must not be pinned, got v{head.version}, pinned since the {head.kind} by {head.by}. "
                 "`everfresh unpin` first."
             )
-        _check_not_retired("promote", goal.release, goal.version, head)
+        check_allowed(store, "promote", goal, head)
         barred = tuple(release for release in head.barred if release != goal.release)
         return {"release": goal.release, "version": version_of(history, goal.release), "barred": barred}
 
@@ -222,7 +223,7 @@ def restore(store: Store, release: str, *, reason: str = "", by: str | None = No
     """Take the retirement of a release back.
 
     Raises:
-        ReleaseError: there is no such release, or it is not retired.
+        ReleaseError: there is no such release, it is not retired, or its removal has begun.
     """
     goal = named(store, release)
 
@@ -231,7 +232,10 @@ def restore(store: Store, release: str, *, reason: str = "", by: str | None = No
             raise ReleaseError(f"restore: {goal.label} is not retired. Nothing was changed.")
         return {"retired": tuple(r for r in head.retired if r != goal.release)}
 
-    return _move_champion(store, "restore", back, reason, by)
+    check_allowed(store, "restore", goal, None)
+    move = _move_champion(store, "restore", back, reason, by)
+    check_allowed(store, "restore", goal, None)  # a removal looks at the retirements after its record stands
+    return move
 
 
 def pin(store: Store, *, reason: str = "", by: str | None = None) -> AliasMove:
@@ -301,10 +305,24 @@ def _check_still(doing: str, seen: AliasMove, head: AliasMove) -> None:
         )
 
 
-def _check_not_retired(doing: str, release: str, version: int, head: AliasMove | None) -> None:
-    if head is not None and release in head.retired:
+def check_allowed(store: Store, doing: str, goal: AliasMove | Named, head: AliasMove | None) -> None:
+    """Raise unless an alias may name a release.
+
+    Args:
+        store: of the pipeline.
+        doing: what it is asked for.
+        goal: the release.
+        head: the champion's last move, read before this call.
+
+    Raises:
+        ReleaseError: it is retired, or its removal has begun.
+    """
+    if head is not None and goal.release in head.retired:
+        raise ReleaseError(f"{doing}: the release must not be retired, got {goal.label}. `everfresh restore` takes that back.")
+    if (gone := find(store, f"releases/{goal.release}/{REMOVED}", RemovedRelease)) is not None:
         raise ReleaseError(
-            f"{doing}: the release must not be retired, got {label(release, version)}. `everfresh restore` takes that back."
+            f"{doing}: the release must have its weights, got {goal.label}, whose weights {gone.by} removed at "
+            f"{gone.at:%Y-%m-%d %H:%M} ({gone.reason}). Choose another version."
         )
 
 

@@ -6,17 +6,20 @@ A release is called `v3` if it ever was champion, by any alias that names it, or
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from everfresh.tasks.errors import ReleaseError
-from everfresh.tasks.ledger import aliases, champion_moves, moves
-from everfresh.tasks.records import label
+from everfresh.tasks.ledger import CHAMPION, aliases, champion_moves, find, moves
+from everfresh.tasks.records import Release, RemovedRelease, label
 from everfresh.tasks.store import Store
 
 ALIAS = re.compile(r"[a-z][a-z0-9-]{0,62}")
 VERSION = re.compile(r"v[0-9]+")
 ID = re.compile(r"[0-9a-f]{8,32}")
 """An id, or how it begins."""
+REMOVED = "removed.json"
+"""Stands in a release's folder from when its removal begins."""
 
 
 def check_alias(name: str) -> None:
@@ -36,6 +39,53 @@ def release_ids(store: Store) -> list[str]:
     """Ids of all releases whose record stands in the store."""
     keys = (item.key for item in store.list("releases"))
     return [key.split("/")[1] for key in keys if key.endswith("/release.json")]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One release of the catalogue."""
+
+    release: Release
+    version: int
+    """Of the champion; 0 if it never was."""
+    aliases: tuple[str, ...]
+    """That name it now."""
+    retired: bool
+    barred: bool
+
+    @property
+    def label(self) -> str:
+        """`v3`, or the first digits of its id if it never was champion."""
+        return label(self.release.id, self.version)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(part.size for part in self.release.files.values())
+
+
+def catalogue(store: Store) -> list[Entry]:
+    """All releases that stand in the store whole, oldest first."""
+    numbers, named_by = versions(store), aliases(store)
+    champion = named_by.get(CHAMPION)
+    found = (find(store, f"releases/{release}/release.json", Release) for release in release_ids(store))
+    return [
+        Entry(
+            release=release,
+            version=numbers.get(release.id, 0),
+            aliases=tuple(name for name, move in named_by.items() if move.release == release.id),
+            retired=champion is not None and release.id in champion.retired,
+            barred=champion is not None and release.id in champion.barred,
+        )
+        for release in sorted(filter(None, found), key=lambda r: (r.created_at, r.id))
+    ]
+
+
+def removed(store: Store) -> list[RemovedRelease]:
+    """What stays of the releases whose weights went, oldest first."""
+    keys = [item.key for item in store.list("releases") if item.key.endswith(f"/{REMOVED}")]
+    found = (find(store, key, RemovedRelease) for key in keys)
+    return sorted(filter(None, found), key=lambda r: (r.release.created_at, r.release.id))
 
 
 class Named(NamedTuple):

@@ -691,6 +691,20 @@ class Release(Record):
     created_at: AwareDatetime
 
 
+class RemovedRelease(Record):
+    """What stays of a release whose weights went. Once it stands, no alias may ever name the release again."""
+
+    release: Release
+    """As it was, with those of its files that stay."""
+    version: int = Field(ge=0)
+    """Its number; 0 if it never was champion."""
+    gone: dict[str, str]
+    """SHA-256 of the files that went, by name."""
+    by: str
+    reason: str
+    at: AwareDatetime
+
+
 class TriedRung(Value):
     """One rung of the ladder as the journal tells it."""
 

@@ -19,7 +19,7 @@ from everfresh.tasks.store import Listed, Store, Unfinished
 
 log = logging.getLogger(__name__)
 
-RECORDS = ("record.json", "window.json", "release.json")
+RECORDS = ("record.json", "window.json", "release.json", "removed.json")
 """Names of the objects that make a folder exist."""
 PARTS = ("windows", "quarantine", "references", "drift", "candidates", "evaluations", "releases")
 """Folders whose objects count only if a record names them; all others hold logs, hints and caches."""

@@ -13,6 +13,7 @@ from everfresh.tasks.config.gates import (
 )
 from everfresh.tasks.config.load import is_path, json_schema, load_config, parse_config
 from everfresh.tasks.config.release import Export, ReleaseConfig
+from everfresh.tasks.config.retention import RetentionConfig
 from everfresh.tasks.config.sections import (
     LOSSES,
     AlertsConfig,
@@ -68,6 +69,7 @@ __all__ = [
     "PipelineConfig",
     "PolicyConfig",
     "ReleaseConfig",
+    "RetentionConfig",
     "Rung",
     "S3Config",
     "Season",

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from everfresh.tasks.config.base import Names, Section, Task, unique
 from everfresh.tasks.config.gates import BetterGate, FloorGate, Gate, NoWorseGate
 from everfresh.tasks.config.release import ReleaseConfig
+from everfresh.tasks.config.retention import RetentionConfig
 from everfresh.tasks.config.training import FineTuneConfig, Loss
 
 Rung = Literal["recalibrate", "head", "full", "pretrained"]
@@ -533,6 +534,8 @@ class PipelineConfig(Section):
     """What a challenger must pass to go live: `floor`, `better`, `no_worse`, `slices`, `negative_flips`, `serves`."""
     release: ReleaseConfig = ReleaseConfig()
     """What a release holds, and what its card says."""
+    retention: RetentionConfig = RetentionConfig()
+    """Which old releases stay."""
     schedule: ScheduleConfig = ScheduleConfig()
     """When it runs by itself."""
     alerts: AlertsConfig = AlertsConfig()

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Self
 
 from everfresh.tasks.config import S3Config
 from everfresh.tasks.errors import ReleaseError
-from everfresh.tasks.ledger import Log
-from everfresh.tasks.records import AliasMove
+from everfresh.tasks.ledger import moves
 from everfresh.tasks.serving.answers import Predictions
 from everfresh.tasks.store import Store, open_store
 
 if TYPE_CHECKING:
+    from everfresh.tasks.records import AliasMove
     from everfresh.tasks.serving.model import Model
     from everfresh.tasks.serving.samples import Sample
 
@@ -76,10 +76,10 @@ class Champion:
         min_interval: float = 1.0,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self._moves, self._min_interval = Log(store, f"aliases/{alias}", AliasMove), min_interval
+        self._moves, self._min_interval = moves(store, alias), min_interval
         self._options = {"code": code, "device": device, "cache_bytes": cache_bytes}
         head = self._moves.last()
-        if head is None:
+        if head is None or head.kind == "remove":
             raise ReleaseError(
                 f"the alias {alias} at {store.url('')} must name a release, got none. Run the pipeline, or correct the "
                 "address: it ends in the pipeline's name."

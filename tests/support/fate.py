@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from everfresh.tasks.store import FolderStore
+from everfresh.tasks.store import FolderStore, S3Store
 
 Moment = Literal["before", "within", "after"]
 MOMENTS: tuple[Moment, ...] = ("before", "within", "after")
@@ -21,18 +21,17 @@ class Died(BaseException):
     """The process is gone, as after ``os._exit``: no ``except``, ``finally`` or ``with`` may touch the store any more."""
 
 
-class Fated(FolderStore):
-    """A folder that counts what is done to it.
+class Fate:
+    """Counts what is done to the store that it is mixed into.
 
     Args:
-        root: of the folder.
         at: number of the write, or of the operation if there is an `event`, at which it happens, from 1; 0 for never.
         when: before it took place, after it, or within: then half a temporary file is left.
         event: what happens; the process dies if None.
     """
 
-    def __init__(self, root: Path, at: int = 0, when: Moment = "before", event: Callable[[], None] | None = None) -> None:
-        super().__init__(root)
+    def be(self, at: int = 0, when: Moment = "before", event: Callable[[], None] | None = None) -> None:
+        """Set the fate."""
         self.at, self.when, self.event = at, when, event
         self.count, self.dead = 0, False
 
@@ -59,17 +58,32 @@ class Fated(FolderStore):
         self.event()
 
     def _leave_half(self, key: str) -> None:
+        """Of a bucket nothing is left."""
+
+
+class FatedBucket(Fate, S3Store):
+    """A bucket with a fate."""
+
+
+class Fated(Fate, FolderStore):
+    """A folder with a fate; `root` is where it stands."""
+
+    def __init__(self, root: Path, at: int = 0, when: Moment = "before", event: Callable[[], None] | None = None) -> None:
+        super().__init__(root)
+        self.be(at, when, event)
+
+    def _leave_half(self, key: str) -> None:
         path = self.root / key
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_name(".tmp-of-the-dead").write_bytes(b"half of wh")
 
 
 def _counted(name: str) -> Callable[..., Any]:
-    def operation(self: Fated, *arguments: Any, **named: Any) -> Any:
+    def operation(self: Fate, *arguments: Any, **named: Any) -> Any:
         return self._operate(name, *arguments, **named)
 
     return operation
 
 
 for _name in OPERATIONS:
-    setattr(Fated, _name, _counted(_name))
+    setattr(Fate, _name, _counted(_name))

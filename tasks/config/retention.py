@@ -1,0 +1,25 @@
+"""What of old releases is kept."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from everfresh.tasks.config.base import Section
+
+
+class RetentionConfig(Section):
+    """Which releases `everfresh sweep --delete` keeps: the newest, the younger ones, and whatever is in use.
+
+    In use is what an alias names, or has named within `--older-than` hours; what a tick under way sets out from; what
+    `model.weights` names. Of the others the weights go; record, card, metrics and lineage stay.
+    """
+
+    keep_releases: int | None = Field(default=None, ge=1)
+    """So many of the newest releases stay, retired ones not counted; null for no such rule."""
+    keep_days: float | None = Field(default=None, gt=0)
+    """Releases younger than so many days stay; null for no such rule. While both are null, all releases stay."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether any release may go."""
+        return self.keep_releases is not None or self.keep_days is not None

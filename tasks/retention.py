@@ -1,0 +1,169 @@
+"""Retention: the weights of old releases go, what is in use or newest stays, and of what went a record stays.
+
+Three steps, each of which a crash may follow. The releases that go are retired in one move of the champion's log: from
+then on no alias can come to name one. Then, release by release, ``removed.json`` is created, which says what the release
+was and keeps card, metrics and lineage; ``release.json`` is deleted, so that nobody finds half a release; and last the
+files. Who looks at the retirements or at the aliases does so after its own mark stands: of two who meet there, one at
+least sees the other, and gives way. A rerun goes on where the one before has died.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import pairwise
+
+from everfresh.tasks.alias import retire_all, user
+from everfresh.tasks.catalogue import REMOVED, Entry, catalogue, removed
+from everfresh.tasks.config import RetentionConfig
+from everfresh.tasks.ledger import CHAMPION, champion_moves, find, moves, settle
+from everfresh.tasks.records import RemovedRelease, Tick
+from everfresh.tasks.store import Listed, Store
+
+STAYS = ("card.md", "config.json", "lineage.json", "metrics.json")
+"""Files of a release that stay when its weights go: some kilobytes that say what it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What retention would do."""
+
+    kept: dict[str, str]
+    """Why each release that stays does, by its label."""
+    going: tuple[Entry, ...]
+    """Releases that go, oldest first."""
+    objects: tuple[Listed, ...]
+    """All that goes, with what an earlier removal has left."""
+    undone: tuple[str, ...] = field(default=())
+    """Ids of releases whose removal was begun and is not wanted any more."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that become free."""
+        return sum(item.size for item in self.objects)
+
+
+def plan(store: Store, rule: RetentionConfig, grace: timedelta, weights: str | None = None) -> Plan:
+    """Find out which releases stay and which go; nothing is changed. All stay where no rule is given or no champion stands.
+
+    Args:
+        store: of the pipeline.
+        rule: how many and how young ones stay.
+        grace: what is younger, or was named by an alias until then, may still be in use and stays.
+        weights: `model.weights` of the pipeline file; a release that it names stays.
+    """
+    entries, begun = catalogue(store), {r.release.id: r for r in removed(store)}
+    wanted = rule.asked and any(CHAMPION in e.aliases for e in entries)
+    reasons = _reasons(store, entries, rule, grace, weights or "") if wanted else {e.release.id: "all" for e in entries}
+    going = [e for e in entries if e.release.id not in reasons or (e.retired and e.release.id in begun)]
+    leaving = {e.release.id for e in going} | (begun.keys() - {e.release.id for e in entries})
+    listed = (*store.list("releases"), *store.list("candidates"))
+    return Plan(
+        kept={e.label: reasons[e.release.id] for e in entries if e not in going},
+        going=tuple(going),
+        objects=tuple(item for item in listed if item.key.split("/")[1] in leaving and _goes(item.key, begun)),
+        undone=tuple(e.release.id for e in entries if e not in going and _is_old(begun.get(e.release.id), store.now() - grace)),
+    )
+
+
+def _reasons(store: Store, entries: list[Entry], rule: RetentionConfig, grace: timedelta, weights: str) -> dict[str, str]:
+    """Why releases stay, by id; the strongest reason of each."""
+    now, found = store.now(), dict[str, str]()
+    counted = [e for e in entries if not e.retired]
+    newest = counted[-rule.keep_releases :] if rule.keep_releases else []
+    found |= {e.release.id: f"one of the {rule.keep_releases} newest" for e in newest}
+    if rule.keep_days is not None:
+        young = [e for e in entries if e.release.created_at > now - timedelta(days=rule.keep_days)]
+        found |= {e.release.id: f"younger than {rule.keep_days:g} days" for e in young}
+    found |= {e.release.id: "just made" for e in entries if e.release.created_at > now - grace}
+    found |= {e.release.id: "model.weights names it" for e in entries if e.release.id in weights}
+    found |= dict.fromkeys(_set_out_from(store), "a tick under way sets out from it")
+    found |= _left_since(store, now - grace)
+    return found | {e.release.id: f"is {', '.join(e.aliases)}" for e in entries if e.aliases}
+
+
+def _set_out_from(store: Store) -> Iterator[str]:
+    """Releases that were champion when a tick began that has not ended."""
+    ended = {item.key.removeprefix("journal/") for item in store.list("journal")}
+    for item in store.list("ticks"):
+        if item.key.removeprefix("ticks/") not in ended:
+            tick = find(store, item.key, Tick)
+            if tick is not None and tick.champion is not None:
+                yield tick.champion
+
+
+def _left_since(store: Store, since: datetime) -> dict[str, str]:
+    """Releases that an alias named at some time since then, and that it has left."""
+    names = sorted({item.key.split("/")[1].removesuffix(".json") for item in store.list("aliases")})
+    return {
+        before.release: f"was {name} until {after.at:%Y-%m-%d %H:%M}"
+        for name in names
+        for before, after in pairwise(moves(store, name))
+        if after.at > since and before.kind != "remove"
+    }
+
+
+def _is_old(begun: RemovedRelease | None, limit: datetime) -> bool:
+    """Whether a removal was begun so long ago that no other sweep is still at it."""
+    return begun is not None and begun.at <= limit
+
+
+def _goes(key: str, begun: dict[str, RemovedRelease]) -> bool:
+    """Whether an object goes with the release that it belongs to."""
+    folder, release, name = key.split("/", 2)
+    if folder == "candidates":
+        return True
+    known = begun.get(release)
+    stays = {part.key for part in known.release.files.values()} if known else {f"releases/{release}/{n}" for n in STAYS}
+    return name != REMOVED and key not in stays
+
+
+def carry_out(store: Store, planned: Plan, *, reason: str = "retention", by: str | None = None) -> list[str]:
+    """Do what was planned, but leave what an alias has come to name meanwhile.
+
+    Args:
+        store: of the pipeline.
+        planned: what goes.
+        reason: for the history.
+        by: who; the user's name if None.
+
+    Returns:
+        Keys of the objects that went, in that order.
+    """
+    for release in planned.undone:
+        store.delete(f"releases/{release}/{REMOVED}")
+    staying = {e.release.id for e in planned.going}
+    if planned.going:
+        retired = retire_all(store, [e.release.id for e in planned.going], reason=reason, by=by).retired
+        for entry in planned.going:
+            if entry.release.id in retired and _close(store, entry, reason, by):
+                staying.discard(entry.release.id)
+    keys = (item.key for item in planned.objects if item.key.split("/")[1] not in staying)
+    going = sorted(keys, key=lambda key: not key.endswith(("/release.json", "/record.json")))  # records first
+    for key in going:
+        store.delete(key)
+    return going
+
+
+def _close(store: Store, entry: Entry, reason: str, by: str | None) -> bool:
+    """Begin the removal of a release; False if its retirement was taken back meanwhile."""
+    release, key = entry.release, f"releases/{entry.release.id}/{REMOVED}"
+    stays = {name: part for name, part in release.files.items() if name in STAYS}
+    settle(
+        store,
+        key,
+        RemovedRelease(
+            release=release.model_copy(update={"files": stays}),
+            version=entry.version,
+            gone={name: part.sha256 for name, part in release.files.items() if name not in stays},
+            by=by or user(),
+            reason=reason,
+            at=store.now(),
+        ),
+    )
+    head = champion_moves(store).last()
+    if head is None or release.id not in head.retired:
+        store.delete(key)
+        return False
+    return True
