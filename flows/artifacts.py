@@ -12,10 +12,13 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
 from everfresh.tasks.config import PipelineConfig
-from everfresh.tasks.records import ColumnDrift, DriftReport, Evaluation, JournalEntry, Part, Tick
+from everfresh.tasks.ledger import champion_moves
+from everfresh.tasks.records import Candidate, ColumnDrift, DriftReport, Evaluation, JournalEntry, Part, Tick
 from everfresh.tasks.steps import open_pipeline
 
 SHOWN_COLUMNS = 10
+PAGE, SLICES = "report.html", "slices.png"
+"""Files of an evaluation."""
 
 
 def drift_table(config: PipelineConfig, tick: Tick, drift: DriftReport | None) -> None:
@@ -65,8 +68,37 @@ def tick_summary(config: PipelineConfig, tick: Tick, entry: JournalEntry, evalua
         lines.append("\n| gate | verdict |\n|---|---|")
         for v in evaluation.verdicts:
             lines.append(f"| {'✔' if v.passed else '✘'} {v.gate} | {v.words.removeprefix(f'{v.gate}: ')} |")
-        lines += ["", *(_picture(config, tick, part, name) for name, part in evaluation.files.items())]
+        shown = {name: part for name, part in evaluation.files.items() if name.endswith(".png") and name != SLICES}
+        lines += ["", *(_picture(config, tick, part, name) for name, part in shown.items())]
     create_markdown_artifact("\n".join(lines), key=_key(config, tick, "tick"), description=headline(entry))
+
+
+def evaluation_report(config: PipelineConfig, tick: Tick, candidate: Candidate, evaluation: Evaluation) -> None:
+    """The proof of one challenger: the verdict, every gate, both models' scores, accuracy by slice, where the page is."""
+    from everfresh.tasks.evaluation_page.words import MARKS, difference_words, sentence
+
+    store = open_pipeline(config, tick)
+    champion = champion_moves(store).entry(evaluation.champion_move)
+    verdict = sentence(evaluation, candidate.rung, champion.version if champion else None)
+    gates = [
+        f"| {MARKS[v.outcome]} {_cell(v.gate)} | {_cell(v.words.removeprefix(f'{v.gate}: '))} | {_cell(v.resolves)} |"
+        for v in evaluation.verdicts
+    ]
+    scores = []
+    for name, on in (("this window's hold-out", evaluation.window), ("earlier hold-outs", evaluation.bank)):
+        if on is not None:
+            before = "–" if on.champion is None else f"{on.champion.accuracy:.1%}"
+            gain = "–" if on.gain is None else difference_words(on.gain, share=True)
+            scores.append(f"| {name} | {on.challenger.samples} | {on.challenger.accuracy:.1%} | {before} | {gain} |")
+    lines = [
+        f"## {config.name} · window {tick.seq}: {'passed' if evaluation.passed else 'rejected'}",
+        verdict,
+        "\n".join(["| gate | what it found | what it can tell |\n|---|---|---|", *gates]),
+        "\n".join(["| right answers | samples | challenger | champion | gain, points |\n|---|---|---|---|---|", *scores]),
+        *([_picture(config, tick, evaluation.files[SLICES], SLICES)] if SLICES in evaluation.files else []),
+        *([f"The page: `{store.url(evaluation.files[PAGE].key)}`"] if PAGE in evaluation.files else []),
+    ]
+    create_markdown_artifact("\n\n".join(lines), key=_key(config, tick, "evaluation"), description=verdict)
 
 
 def headline(entry: JournalEntry) -> str:
@@ -114,8 +146,12 @@ def _verdict(drifted: bool) -> str:
 
 
 def _row(column: ColumnDrift, p: str) -> str:
-    name = column.name.replace("|", "¦")  # which would end the cell
-    return f"| {name} | {_means(column)} | {column.effect:+.2f} | {column.statistic:.2f} | {p} |"
+    return f"| {_cell(column.name)} | {_means(column)} | {column.effect:+.2f} | {column.statistic:.2f} | {p} |"
+
+
+def _cell(text: str) -> str:
+    """Text of others in a cell of a table, which a bar would end."""
+    return " ".join(text.replace("|", "¦").split())
 
 
 def _means(column: ColumnDrift) -> str:

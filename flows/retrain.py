@@ -135,9 +135,11 @@ def prove(
     if challenger is None:
         return None, None
     evaluation = steps.evaluate(config, tick, challenger, drift)
+    artifacts.evaluation_report(config, tick, challenger, evaluation)
     while evaluation.passed:
         try:
             return evaluation, steps.publish(config, tick, drift, challenger, evaluation)
         except ChampionMoved:
             evaluation = steps.evaluate(config, tick, challenger, drift, against=steps.last_move(config, tick))
+            artifacts.evaluation_report(config, tick, challenger, evaluation)
     return evaluation, None

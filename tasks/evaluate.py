@@ -11,6 +11,7 @@ from everfresh.tasks.charts import classes_picture, confusion_picture, values_pi
 from everfresh.tasks.config import PipelineConfig, ServesGate
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import ObjectMissing
+from everfresh.tasks.evaluation_page.keep import with_page
 from everfresh.tasks.gates import Contender, Judged, Trial, compare, judge, look
 from everfresh.tasks.ledger import attempt_folder, champion_moves, find, settle
 from everfresh.tasks.records import (
@@ -99,6 +100,9 @@ def evaluate(
         passed=all(v.passed for v in verdicts),
         files=_pictures(store, f"evaluations/{key}", here, window),
     )
+    if config.evaluation.report:
+        version = move.version if move else None
+        evaluation = with_page(store, evaluation, trial, candidate, pipeline=config.name, seq=tick.seq, version=version)
     return settle(store, f"evaluations/{key}/record.json", evaluation)
 
 

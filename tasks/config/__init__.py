@@ -1,6 +1,7 @@
 """The pipeline file: its sections, and how it is read."""
 
 from everfresh.tasks.config.base import Task
+from everfresh.tasks.config.evaluation import EvaluationConfig
 from everfresh.tasks.config.gates import (
     ERRORS,
     BetterGate,
@@ -49,6 +50,7 @@ __all__ = [
     "Column",
     "CourseConfig",
     "DriftConfig",
+    "EvaluationConfig",
     "Export",
     "FineTuneConfig",
     "FloorGate",

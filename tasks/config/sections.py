@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from everfresh.tasks.config.base import Names, Section, Task, unique
+from everfresh.tasks.config.evaluation import EvaluationConfig
 from everfresh.tasks.config.gates import BetterGate, FloorGate, Gate, NoWorseGate
 from everfresh.tasks.config.release import ReleaseConfig
 from everfresh.tasks.config.retention import RetentionConfig
@@ -532,6 +533,8 @@ class PipelineConfig(Section):
     """How to train."""
     gates: tuple[Gate, ...] = Field(default=(FloorGate(), BetterGate(), NoWorseGate()), min_length=1)
     """What a challenger must pass to go live: `floor`, `better`, `no_worse`, `slices`, `negative_flips`, `serves`."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """What is shown of each proof."""
     release: ReleaseConfig = ReleaseConfig()
     """What a release holds, and what its card says."""
     retention: RetentionConfig = RetentionConfig()

@@ -41,6 +41,7 @@ def pipeline(folder: Path, **changes: dict[str, Any] | Any) -> PipelineConfig:
             "mean": (0.3, 0.3, 0.3),
             "std": (0.3, 0.3, 0.3),
         },
+        "evaluation": {"report": False},
         "drift": {"report": False, "permutations": 199, "components": 4},
         "release": {"formats": []},  # which cost seconds; tests of them say so
         "policy": {"bootstrap": "pretrained", "ladder": ["head", "full"]},

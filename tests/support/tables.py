@@ -67,6 +67,7 @@ def pipeline(folder: Path, **changes: Any) -> PipelineConfig:
         },
         "window": {"holdout_fraction": 0.3, "tune_fraction": 0.15},
         "model": {"architecture": "support.tables:mlp", "weights": None, "classes": CLASSES, "features": FEATURES},
+        "evaluation": {"report": False},
         "drift": {"report": False, "permutations": 199, "components": 4},
         "release": {"formats": []},  # which cost seconds; tests of them say so
         "policy": {"bootstrap": "pretrained", "ladder": ["head", "full"]},
