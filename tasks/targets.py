@@ -159,6 +159,11 @@ class Targets:
             case "regression":
                 return [SEVERAL.join(f"{value:.6g}" for value in row) for row in scores]
 
+    def probabilities(self, scores: Any) -> Floats:
+        """(N, C) what the scores (N, C) of classes, a tensor, say of each: softmax, of sets of classes sigmoid."""
+        of_classes = scores.double()
+        return np.asarray((of_classes.softmax(dim=1) if self.task == "single_label" else of_classes.sigmoid()).numpy())
+
     def confidence(self, probabilities: Floats) -> Floats:
         """(N,) how probably each prediction is right, by the model's own probabilities (N, C).
 

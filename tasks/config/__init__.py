@@ -5,6 +5,7 @@ from everfresh.tasks.config.evaluation import EvaluationConfig
 from everfresh.tasks.config.gates import (
     ERRORS,
     BetterGate,
+    CalibrationGate,
     FloorGate,
     Gate,
     NegativeFlipsGate,
@@ -47,6 +48,7 @@ __all__ = [
     "LOSSES",
     "AlertsConfig",
     "BetterGate",
+    "CalibrationGate",
     "Column",
     "CourseConfig",
     "DriftConfig",

@@ -164,6 +164,41 @@ class NegativeFlipsGate(_Gate):
         return self
 
 
+class CalibrationGate(_Gate):
+    """Confidences must mean what they say. Fails if the calibration error is shown to exceed a limit, at the confidence."""
+
+    kind: Literal["calibration"] = "calibration"
+    scope: Literal["window", "bank"] = "window"
+    """`window`: this window's hold-out; `bank`: the earlier hold-outs, pooled."""
+    maximum: float | None = Field(default=None, ge=0, lt=1)
+    """Largest expected calibration error (ECE), 0…1, less what chance makes of none at so many samples; null for any."""
+    max_increase: float | None = Field(default=0.05, ge=0, lt=1)
+    """Largest increase of it over the champion's, 0…1; null for any."""
+    bins: int = Field(default=15, ge=2, le=1_000)
+    """Of confidence at most, with as many samples in each, and at least 25."""
+    confidence: float = Field(default=0.95, ge=0.5, lt=1)
+    """One-sided confidence with which a limit must be shown to be exceeded; 0.5 is about the point estimate."""
+    min_samples: int = Field(default=100, ge=20, le=10_000_000)
+    """Samples below which it says nothing: with fewer, most of the error is chance."""
+    too_few: TooFew = "pass"
+    """What fewer count as. `pass`: calibration needs more samples than small windows have, and can be mended without a new
+    model (rung `recalibrate`)."""
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Self:
+        if self.maximum is None and self.max_increase is None:
+            raise ValueError("maximum or max_increase must be given, got null for both: nothing could fail. Give one")
+        return self
+
+    def misfit(self, task: Task, *, pictures: bool, columns: tuple[str, ...]) -> str:
+        """Values have no confidence."""
+        if task != "regression":
+            return ""
+        return (
+            "kind must not be calibration while model.task is regression, got calibration: values say no confidence. Remove it"
+        )
+
+
 class ServesGate(_Gate):
     """The files of the release, loaded again in a fresh process, must predict what the challenger does."""
 
@@ -175,5 +210,6 @@ class ServesGate(_Gate):
 
 
 Gate = Annotated[
-    FloorGate | BetterGate | NoWorseGate | SlicesGate | NegativeFlipsGate | ServesGate, Field(discriminator="kind")
+    FloorGate | BetterGate | NoWorseGate | SlicesGate | NegativeFlipsGate | CalibrationGate | ServesGate,
+    Field(discriminator="kind"),
 ]

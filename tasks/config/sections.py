@@ -532,7 +532,8 @@ class PipelineConfig(Section):
     fine_tune: FineTuneConfig = FineTuneConfig()
     """How to train."""
     gates: tuple[Gate, ...] = Field(default=(FloorGate(), BetterGate(), NoWorseGate()), min_length=1)
-    """What a challenger must pass to go live: `floor`, `better`, `no_worse`, `slices`, `negative_flips`, `serves`."""
+    """What a challenger must pass to go live, any number of each: `floor`, `better`, `no_worse`, `slices`, `negative_flips`,
+    `calibration`, `serves`."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """What is shown of each proof."""
     release: ReleaseConfig = ReleaseConfig()

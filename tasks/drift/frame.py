@@ -138,7 +138,7 @@ def build(embedder: Embedder, picks: Sequence[tuple[View, NDArray[np.int64]]], t
         probabilities = np.zeros((len(samples), 0))
         numerical |= {f"{PREDICTION}:{name}": said[:, i].numpy() for i, name in enumerate(targets.names)}
     else:
-        probabilities = (said.softmax(dim=1) if targets.task == "single_label" else said.sigmoid()).numpy()
+        probabilities = targets.probabilities(said)
         numerical["confidence"] = targets.confidence(probabilities)
         categorical[PREDICTION] = np.array(targets.texts(said.numpy()), dtype=np.str_)
     truth = targets.encode([s.label for s in samples])

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from everfresh.tasks.config import BetterGate, FloorGate, Gate, NegativeFlipsGate, NoWorseGate, ServesGate, SlicesGate
-from everfresh.tasks.gates import gain, groups
+from everfresh.tasks.config import (
+    BetterGate,
+    CalibrationGate,
+    FloorGate,
+    Gate,
+    NegativeFlipsGate,
+    NoWorseGate,
+    ServesGate,
+    SlicesGate,
+)
+from everfresh.tasks.gates import calibration, gain, groups
 from everfresh.tasks.gates.judged import Contender, Judged, Trial, compare, look
 from everfresh.tasks.records import Verdict
 
@@ -23,5 +32,7 @@ def judge(gate: Gate, trial: Trial) -> Verdict:
             return groups.slices(gate, trial)
         case NegativeFlipsGate():
             return gain.negative_flips(gate, trial)
+        case CalibrationGate():
+            return calibration.calibration(gate, trial)
         case ServesGate():
             raise ValueError("the gate serves is judged on the files of a release")

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import binom, binomtest, multinomial
 
-from everfresh.tasks.config import BetterGate, FloorGate, NegativeFlipsGate, SlicesGate
+from everfresh.tasks.config import BetterGate, CalibrationGate, FloorGate, NegativeFlipsGate, SlicesGate
 from everfresh.tasks.gates import Judged, Trial, compare, judge
+from everfresh.tasks.gates.calibration import Reliability
 from everfresh.tasks.gates.evidence import (
     highest_share,
     holm,
@@ -326,3 +327,115 @@ def test_better_by_bootstrap_errs_about_as_often_as_declared() -> None:
     assert 0.05 <= np.mean(passed) <= 0.15
     window = judged([1] * 30 + [0] * 5 + [1] * 65, [0] * 30 + [1] * 5 + [1] * 65)
     assert said(BetterGate(test="bootstrap", confidence=0.95), window).passed
+
+
+# --- calibration -------------------------------------------------------------------------------------------------
+
+
+def confident(confidence: np.ndarray, right: np.ndarray) -> torch.Tensor:
+    """Scores (N, 2) of samples of class 0 that say these confidences, right or wrong."""
+    odds = torch.from_numpy(np.log(confidence / (1 - confidence)))
+    return torch.stack([odds, torch.zeros(len(odds), dtype=odds.dtype)], 1).where(
+        torch.from_numpy(right)[:, None], torch.stack([torch.zeros(len(odds), dtype=odds.dtype), odds], 1)
+    )
+
+
+def calibrated(count: int, off: float, before: float | None = 0.0, seed: int = 0) -> Judged:
+    """Two models whose confidences are too high by `off` and `before`, on the same samples."""
+    rng = np.random.default_rng(seed)
+
+    def scores(off: float) -> torch.Tensor:
+        confidence = rng.uniform(0.55, 0.98, count)
+        return confident(confidence, rng.random(count) < confidence - off)
+
+    zeros, everywhere = np.zeros(count, dtype=np.int64), np.ones(count, dtype=bool)
+    return Judged(zeros, scores(off), None if before is None else scores(before), everywhere, Targets(("a", "b")))
+
+
+@given(st.integers(1, 300), st.integers(2, 40), st.integers(0, 9))
+def test_bins_have_equal_mass_and_grow_with_confidence(count: int, bins: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    confidence, right = rng.random(count), rng.random(count) < 0.5
+    found = Reliability.binned(confidence, right, bins)
+    sizes = np.bincount(found.bin, minlength=found.bins)
+    assert len(sizes) <= bins
+    assert sizes.max() - sizes.min() <= 1
+    assert sizes.min() >= min(25, count)
+    assert (np.diff(found.bin[np.argsort(confidence, kind="stable")]) >= 0).all()
+    assert abs(right.mean() - confidence.mean()) - 1e-12 <= found.error <= np.abs(right - confidence).mean() + 1e-12
+
+
+@given(st.integers(1, 120), st.integers(0, 9))
+def test_the_calibration_error_is_that_of_its_definition_and_knows_no_order(count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    confidence, right = rng.random(count), rng.random(count) < 0.5
+    found = Reliability.binned(confidence, right, 4)
+    expected = sum(
+        (found.bin == b).mean() * abs(right[found.bin == b].mean() - confidence[found.bin == b].mean())
+        for b in range(found.bins)
+    )
+    assert found.error == pytest.approx(expected)
+    order = rng.permutation(count)
+    assert Reliability.binned(confidence[order], right[order], 4).error == pytest.approx(found.error)
+
+
+def test_what_chance_makes_of_no_error_is_taken_off() -> None:
+    """Over seeds the estimate of a perfectly calibrated model is zero, though its plain ECE is 7 % of 100 samples."""
+    found = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        confidence = rng.uniform(0.55, 0.98, 100)
+        model = Reliability.binned(confidence, rng.random(100) < confidence, 15)
+        found.append((model.error, model.error - model.chance(str(seed))))
+    plain, taken_off = np.mean(found, axis=0)
+    assert plain > 0.05
+    assert abs(taken_off) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("gate", "off"), [(CalibrationGate(maximum=0.05, max_increase=None), 0.05), (CalibrationGate(max_increase=0.0), 0.0)]
+)
+def test_a_model_calibrated_within_its_limit_passes_at_the_declared_confidence(gate: CalibrationGate, off: float) -> None:
+    failed = [not said(gate, calibrated(200, off, 0.0, seed), seed=str(seed)).passed for seed in range(60)]
+    assert binom.sf(sum(failed) - 1, 60, 0.05) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("gate", "number"), [(CalibrationGate(maximum=0.05, max_increase=None), "value"), (CalibrationGate(), "increase")]
+)
+def test_a_model_that_is_too_sure_of_itself_fails_calibration(gate: CalibrationGate, number: str) -> None:
+    for seed in range(5):
+        verdict = said(gate, calibrated(600, 0.25, 0.0, seed))
+        assert verdict.outcome == "failed"
+        assert verdict.numbers[number] == pytest.approx(0.25, abs=0.08)
+        assert 0.05 < float(verdict.resolves.partition("of ")[2].partition("%")[0]) / 100 < 0.2
+
+
+def test_the_words_of_calibration_hold_error_chance_and_limits() -> None:
+    verdict = said(CalibrationGate(maximum=0.1), calibrated(200, 0.0))
+    n = verdict.numbers
+    assert verdict.words == (
+        f"calibration: ECE {n['ece']:.1%} on 200 window samples, of which chance alone makes {n['chance']:.1%}; "
+        f"{n['value']:+.1%} [{n['low']:+.1%}, {n['high']:+.1%}] without, may be 10.0%; champion's {n['champion_ece']:.1%}; "
+        f"increase {n['increase']:+.1%} [{n['increase_low']:+.1%}, {n['increase_high']:+.1%}] less chance, may be 5.0%"
+    )
+
+
+@pytest.mark.parametrize(("too_few", "passed"), [("pass", True), ("fail", False)])
+def test_calibration_of_few_samples_is_undecided(too_few: Any, passed: bool) -> None:
+    verdict = said(CalibrationGate(too_few=too_few), calibrated(99, 0.3))
+    assert (verdict.outcome, verdict.passed) == ("undecided", passed)
+    assert verdict.words.startswith("calibration: there are 99 window samples, and it needs 100, so it is undecided")
+    assert said(CalibrationGate(), calibrated(200, 0.3, None)).words == "calibration: there is no champion to compare with"
+    assert said(CalibrationGate(maximum=0.05), calibrated(400, 0.3, None)).outcome == "failed"
+
+
+def test_calibration_of_sets_is_that_of_the_whole_set() -> None:
+    """Two classes, each there with probability 0.9: the set is right with 0.81, and the model says so."""
+    targets, rng = Targets(("a", "b"), "multi_label"), np.random.default_rng(0)
+    truth = (rng.random((1000, 2)) < 0.9).astype(np.float32)
+    scores = torch.full((1000, 2), float(np.log(9)))
+    window = Judged(truth, scores, None, np.ones(1000, dtype=bool), targets)
+    assert said(CalibrationGate(maximum=0.03), window).outcome == "passed"
+    sure = Judged(truth, scores * 5, None, np.ones(1000, dtype=bool), targets)
+    assert said(CalibrationGate(maximum=0.03), sure).outcome == "failed"
