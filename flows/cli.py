@@ -6,7 +6,6 @@ has no answer, or `compare` found drift, 130 stopped by Ctrl-C.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -21,16 +20,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from everfresh.flows import cli_moves, cli_releases
+from everfresh.flows.cli_shared import FAILED, REJECTED, STOPPED, WRONG_USE, AsJson, Pipeline, Reason, show
 from everfresh.tasks.config import PipelineConfig, Rung, load_config
 from everfresh.tasks.errors import ConfigError, EverfreshError
 
-FAILED, WRONG_USE, REJECTED, STOPPED = 1, 2, 3, 130
 SERVER_WITHIN = 180
 """Seconds in which Prefect's temporary server must answer; ten are enough on an idle machine."""
-TOLD_WITHIN = 10.0
-"""Seconds that a command waits for the Prefect server to hear of a move."""
 
 app = typer.Typer(
     name="everfresh",
@@ -41,17 +38,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Pipeline = Annotated[Path, typer.Argument(help="The pipeline file, as `everfresh init` writes it.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why; it stands in the history.")]
-
-
-def _print(value: Any, as_json: bool) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
-    else:
-        Console(width=None if sys.stdout.isatty() else 200, markup=False).print(value)  # reasons are people's words
+app.add_typer(cli_moves.app)
+app.add_typer(cli_releases.app)
 
 
 @app.callback()
@@ -100,7 +88,7 @@ def check(pipeline: Pipeline, as_json: AsJson = False) -> None:
         if not as_json:
             sys.stdout.write(f"{'ok  ' if line.passed else 'FAIL'} {line.name}: {line.words}\n")
     if as_json:
-        _print(lines, as_json=True)
+        show(lines, as_json=True)
     if not all(line["passed"] for line in lines):
         raise typer.Exit(FAILED)
 
@@ -144,7 +132,7 @@ def monitor(pipeline: Pipeline, as_json: AsJson = False) -> None:
     _ready(quiet=as_json)
     drift = run_monitor(config)
     if as_json:
-        _print(drift.model_dump(mode="json") if drift else None, as_json=True)
+        show(drift.model_dump(mode="json") if drift else None, as_json=True)
     elif drift is None:
         sys.stdout.write("nothing new, or no champion yet\n")
     else:
@@ -194,10 +182,10 @@ def compare(
         page=page,
     )
     if as_json:
-        _print(tables.as_json(drift), as_json=True)
+        show(tables.as_json(drift), as_json=True)
     else:
         sys.stdout.write(f"{tables.headline(drift)}\n")
-        _print(tables.column_table(drift, config), as_json=False)
+        show(tables.column_table(drift, config), as_json=False)
     if drift.report.alarm:
         raise typer.Exit(REJECTED)
 
@@ -232,7 +220,7 @@ def replay(
             from everfresh.tasks.store import pipeline_store
 
             whole = list(scheduled(pipeline_store(config, made)))  # also what an earlier call has replayed
-            _print(rungs_table(whole), as_json=False)
+            show(rungs_table(whole), as_json=False)
             sys.stdout.write(f"{advice(whole)}\n")
         sys.stdout.write(f"replay {made}: under replays/{made}/ in the store; the live champion was not touched\n")
 
@@ -250,11 +238,11 @@ def _report(config: PipelineConfig, entries: Sequence[Any], as_json: bool, idle:
     from everfresh.flows.look import history_table, set_aside
 
     if as_json:
-        _print([e.model_dump(mode="json") for e in entries], as_json=True)
+        show([e.model_dump(mode="json") for e in entries], as_json=True)
     elif not entries:
         sys.stdout.write(f"nothing to do: {idle}\n")
     else:
-        _print(history_table(list(entries), []), as_json=False)
+        show(history_table(list(entries), []), as_json=False)
         for entry in entries:
             sys.stdout.write(f"window {entry.seq}: {headline(entry)}\n")
         for words in set_aside(config, entries):
@@ -327,118 +315,31 @@ def status(pipelines: Annotated[list[Path], typer.Argument(help="Pipeline files.
 
     found = [facts(load_config(path)) for path in pipelines]
     if as_json:
-        _print(found, as_json=True)
+        show(found, as_json=True)
         return
     for one in found:
-        _print(status_table(one), as_json=False)
+        show(status_table(one), as_json=False)
 
 
 @app.command()
 def history(pipeline: Pipeline, as_json: AsJson = False) -> None:
     """Every tick: what came in, what drifted, what was decided and why, what it cost and bought."""
     from everfresh.flows.look import history as read
-    from everfresh.flows.look import history_table
+    from everfresh.flows.look import history_table, other_moves
     from everfresh.tasks.store import pipeline_store
 
-    config = load_config(pipeline)
-    entries, moves = read(pipeline_store(config))
+    store = pipeline_store(load_config(pipeline))
+    (entries, moves), others = read(store), other_moves(store)
     if as_json:
-        plain = {"ticks": [e.model_dump(mode="json") for e in entries], "moves": [m.model_dump(mode="json") for m in moves]}
-        _print(plain, as_json=True)
+        plain: dict[str, Any] = {"ticks": [e.model_dump(mode="json") for e in entries]}
+        plain["moves"] = [m.model_dump(mode="json") for m in moves]
+        if others:
+            plain["aliases"] = {name: [m.model_dump(mode="json") for m in log] for name, log in others.items()}
+        show(plain, as_json=True)
     elif entries or moves:
-        _print(history_table(entries, moves), as_json=False)
+        show(history_table(entries, moves, others), as_json=False)
     else:
         sys.stdout.write("no tick yet: `everfresh run` makes the first\n")
-
-
-@app.command()
-def adopt(
-    pipeline: Pipeline,
-    weights: Annotated[str, typer.Option("--weights", help="State dict of the model that runs already: path or s3://….")],
-    reference: Annotated[
-        str, typer.Option("--reference", help="Its labelled validation pictures: a folder, one subfolder a class.")
-    ],
-    as_json: AsJson = False,
-) -> None:
-    """Make a model that already runs version 1, with its baseline."""
-    from everfresh.tasks import publish
-    from everfresh.tasks.ingest import freeze
-
-    config, store = _opened(pipeline)
-    move = publish.adopt(store, config, weights, freeze(store, config, reference))
-    _moved(move, as_json)
-    if not as_json:
-        from everfresh.flows.look import status as facts
-
-        sys.stdout.write(f"its accuracy on the validation samples is {facts(config)['champion_accuracy']:.1%}\n")
-
-
-@app.command()
-def rollback(
-    pipeline: Pipeline,
-    to: Annotated[
-        str | None, typer.Option("--to", help="Version to go back to, such as v3; the one before if not given.")
-    ] = None,
-    reason: Reason = "",
-    as_json: AsJson = False,
-) -> None:
-    """Go back to an earlier release, bar the one that is left, and pin until `unpin`."""
-    from everfresh.tasks import alias
-
-    version = None
-    if to is not None:
-        if not to.removeprefix("v").isdigit():
-            raise ConfigError(f"--to must be a version such as v3, got {to!r}. See `everfresh history`.")
-        version = int(to.removeprefix("v"))
-    config, store = _opened(pipeline)
-    move = alias.rollback(store, version, reason=reason)
-    _moved(move, as_json)
-    _tell(config, move)
-
-
-@app.command()
-def pin(pipeline: Pipeline, reason: Reason = "", as_json: AsJson = False) -> None:
-    """Keep the champion where it is until `unpin`."""
-    from everfresh.tasks import alias
-
-    _moved(alias.pin(_opened(pipeline)[1], reason=reason), as_json)
-
-
-@app.command()
-def unpin(pipeline: Pipeline, reason: Reason = "", as_json: AsJson = False) -> None:
-    """Let challengers replace the champion again."""
-    from everfresh.tasks import alias
-
-    _moved(alias.unpin(_opened(pipeline)[1], reason=reason), as_json)
-
-
-@app.command()
-def sweep(
-    pipeline: Pipeline,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete it; without this it is only shown.")] = False,
-    older_than: Annotated[
-        float, typer.Option("--older-than", help="Hours; what is younger may belong to a run under way.", min=0)
-    ] = 24.0,
-    as_json: AsJson = False,
-) -> None:
-    """Show, or delete, what runs that died have left in the store: objects that no record names."""
-    from datetime import timedelta
-
-    from everfresh.tasks.store import Unfinished
-    from everfresh.tasks.sweep import debris
-    from everfresh.tasks.sweep import sweep as remove
-
-    store = _opened(pipeline)[1]
-    found = (remove if delete else debris)(store, timedelta(hours=older_than))
-    kinds = {item.key: "unfinished" if isinstance(item, Unfinished) else "object" for item in found}
-    if as_json:
-        _print([{"key": i.key, "kind": kinds[i.key], "size": i.size, "deleted": delete} for i in found], as_json=True)
-        return
-    for item in found:
-        what = "unfinished write of " if kinds[item.key] == "unfinished" else ""
-        sys.stdout.write(f"{'deleted' if delete else 'debris '} {what}{store.url(item.key)}\n")
-    hint = "" if delete or not found else "; `--delete` removes them"
-    sys.stdout.write(f"{len(found)} objects, {sum(item.size for item in found):,} bytes{hint}\n")
 
 
 @app.command()
@@ -451,34 +352,6 @@ def demo(
 
     _ready(quiet=True)
     run_demo(folder, seed)
-
-
-def _opened(pipeline: Path) -> tuple[PipelineConfig, Any]:
-    from everfresh.tasks.store import pipeline_store
-
-    config = load_config(pipeline)
-    return config, pipeline_store(config)
-
-
-def _tell(config: PipelineConfig, move: Any) -> None:
-    """Emit the event of a move that a person made, if there is a server to hear it; the move stands without it."""
-    from prefect.settings import PREFECT_API_URL
-
-    if PREFECT_API_URL.value():
-        from prefect.events.worker import EventsWorker
-
-        from everfresh.flows.alerts import announce
-
-        announce(config, None, move)
-        EventsWorker.drain_all(timeout=TOLD_WITHIN)  # a flow does so at its end; here the process would be gone first
-
-
-def _moved(move: Any, as_json: bool) -> None:
-    if as_json:
-        _print(move.model_dump(mode="json"), as_json=True)
-    else:
-        pinned = ", pinned" if move.pinned else ""
-        sys.stdout.write(f"{move.kind}: the champion is v{move.version}{pinned} ({move.release[:12]})\n")
 
 
 def main() -> None:

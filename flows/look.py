@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from rich.table import Table
 
+from everfresh.tasks.catalogue import Entry, catalogue, removed
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.journal import idle_since, latest
-from everfresh.tasks.ledger import champion_moves, find, stream
-from everfresh.tasks.records import AliasMove, JournalEntry, Release
+from everfresh.tasks.ledger import CHAMPION, alias_names, aliases, champion_moves, find, moves, stream
+from everfresh.tasks.records import AliasMove, JournalEntry, Release, RemovedRelease
 from everfresh.tasks.store import Store, pipeline_store
 
 MEANS = {
@@ -31,11 +33,17 @@ def history(store: Store) -> tuple[list[JournalEntry], list[AliasMove]]:
     return sorted(entries, key=lambda e: (e.seq, e.started_at)), list(champion_moves(store))
 
 
+def other_moves(store: Store) -> dict[str, list[AliasMove]]:
+    """All moves of every alias but the champion, by its name."""
+    return {name: list(moves(store, name)) for name in alias_names(store) if name != CHAMPION}
+
+
 def status(config: PipelineConfig) -> dict[str, Any]:
     """Where a pipeline stands, as plain values."""
     store = pipeline_store(config)
     move, last, head = champion_moves(store).last(), latest(store), stream(store).last()
     release = find(store, f"releases/{move.release}/release.json", Release) if move else None
+    others = {name: m for name, m in aliases(store).items() if name != CHAMPION}
     return {
         "pipeline": config.name,
         "store": store.url(""),
@@ -46,6 +54,7 @@ def status(config: PipelineConfig) -> dict[str, Any]:
         "right_is": meaning(config),
         "by": f"{move.by}: {move.kind}{_because(move.reason)}" if move else None,
         "pinned": move.pinned if move else False,
+        "other_aliases": [f"{name} is {m.label}, by {m.by}{_because(m.reason)}" for name, m in others.items()],
         "windows": head.seq if head else 0,
         "windows_waiting": (head.seq if head else 0) - (last.seq if last else 0),
         "last_window": last.seq if last else None,
@@ -76,7 +85,7 @@ def status_table(facts: dict[str, Any]) -> Table:
     table.add_column(overflow="fold")
     for name, value in facts.items():
         shown = "; ".join(map(str, value)) if isinstance(value, list) else share(value) if "accuracy" in name else str(value)
-        table.add_row(MEANS.get(name, name.replace("_", " ")), "–" if value is None else shown)
+        table.add_row(MEANS.get(name, name.replace("_", " ")), "–" if value is None or value == [] else shown)
     if waiting := facts["windows_waiting"]:
         what = "the window that was" if waiting == 1 else f"{waiting} windows that were"
         table.add_row("next", f"`everfresh run` goes on with {what} taken in; a training goes on from its last checkpoint")
@@ -85,8 +94,61 @@ def status_table(facts: dict[str, Any]) -> Table:
     return table
 
 
-def history_table(entries: list[JournalEntry], moves: list[AliasMove]) -> Table:
-    """One row a tick, and the moves that people made, in order of time."""
+def release_facts(store: Store, *, everything: bool = False) -> list[dict[str, Any]]:
+    """All releases, oldest first, as plain values; with `everything` also those whose weights were removed."""
+    found = [(entry.release, _facts(entry)) for entry in catalogue(store)]
+    if everything:
+        known = {release.id for release, _ in found}
+        found += [(r.release, _facts_of_removed(r)) for r in removed(store) if r.release.id not in known]
+    return [facts for _, facts in sorted(found, key=lambda pair: (pair[0].created_at, pair[0].id))]
+
+
+def _facts(entry: Entry) -> dict[str, Any]:
+    state = ["retired"] * entry.retired + ["barred"] * entry.barred
+    return _made(entry.release, entry.version) | {"aliases": list(entry.aliases), "size": entry.size, "state": state}
+
+
+def _facts_of_removed(gone: RemovedRelease) -> dict[str, Any]:
+    size = sum(part.size for part in gone.release.files.values())
+    words = f"weights removed {gone.at:%Y-%m-%d} by {gone.by}{_because(gone.reason)}"
+    return _made(gone.release, gone.version) | {"aliases": [], "size": size, "state": [words]}
+
+
+def _made(release: Release, version: int) -> dict[str, Any]:
+    return {
+        "version": f"v{version}" if version else None,
+        "id": release.id,
+        "made": release.created_at.isoformat(),
+        "rung": release.rung,
+        "window": release.seq,
+        "accuracy": release.accuracy,
+    }
+
+
+def releases_table(facts: list[dict[str, Any]]) -> Table:
+    """One row a release."""
+    table = Table(header_style="bold", pad_edge=False)
+    for name in ("version", "id", "made", "rung", "window", "accuracy", "aliases", "size", "state"):
+        table.add_column(name, justify="right" if name in {"window", "accuracy", "size"} else "left")
+    for one in facts:
+        table.add_row(
+            one["version"] or "–",
+            one["id"][:12],
+            one["made"][:16].replace("T", " "),
+            one["rung"],
+            str(one["window"]),
+            share(one["accuracy"]),
+            ", ".join(one["aliases"]) or "–",
+            f"{one['size']:,}",
+            ", ".join(one["state"]) or "–",
+        )
+    return table
+
+
+def history_table(
+    entries: list[JournalEntry], moves: list[AliasMove], others: Mapping[str, list[AliasMove]] | None = None
+) -> Table:
+    """One row a tick, and the moves that people made, of the champion and of the `others`, in order of time."""
     table = Table(header_style="bold", pad_edge=False)
     for name in (
         "window",
@@ -102,15 +164,27 @@ def history_table(entries: list[JournalEntry], moves: list[AliasMove]) -> Table:
         "cost",
     ):
         table.add_column(name, justify="right" if name in {"samples", "gain", "cost", "window"} else "left")
-    by_hand = [m for m in moves if m.kind != "publish"]
     rows: list[tuple[Any, list[str]]] = [(e.finished_at, _tick_row(e)) for e in entries]
     rows += [
-        (m.at, ["", "", "", "", "", f"{m.kind} by {m.by}{_because(m.reason)}", "", "", "", f"v{m.version}", ""])
-        for m in by_hand
+        (m.at, _move_row(m, _meant(m, before, moves))) for before, m in pairwise([None, *moves]) if m and m.kind != "publish"
     ]
+    rows += [(m.at, _move_row(m, f" {name} {m.label}", "")) for name, log in (others or {}).items() for m in log]
     for _, row in sorted(rows, key=lambda r: r[0]):
         table.add_row(*row)
     return table
+
+
+def _move_row(move: AliasMove, meant: str, champion: str | None = None) -> list[str]:
+    words = f"{move.kind}{meant} by {move.by}{_because(move.reason)}"
+    return ["", "", "", "", "", words, "", "", "", move.label if champion is None else champion, ""]
+
+
+def _meant(move: AliasMove, before: AliasMove | None, moves: Sequence[AliasMove]) -> str:
+    """Which releases a move of the champion has retired or restored."""
+    changed = set(move.retired) ^ set(before.retired if before else ())
+    labels = [next((m.label for m in moves if m.release == release), release[:12]) for release in sorted(changed)]
+    wanted = move.kind in {"retire", "restore"} and labels
+    return f" {', '.join(labels)}" if wanted else ""
 
 
 def _tick_row(entry: JournalEntry) -> list[str]:

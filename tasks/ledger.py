@@ -94,10 +94,14 @@ def champion_moves(store: Store) -> Log[AliasMove]:
     return moves(store, CHAMPION)
 
 
+def alias_names(store: Store) -> list[str]:
+    """Names of all aliases that ever moved."""
+    return sorted({item.key.split("/")[1].removesuffix(".json") for item in store.list("aliases")})
+
+
 def aliases(store: Store) -> dict[str, AliasMove]:
     """The last move of every alias that names a release, by its name."""
-    names = sorted({item.key.split("/")[1].removesuffix(".json") for item in store.list("aliases")})
-    heads = {name: moves(store, name).last() for name in names}
+    heads = {name: moves(store, name).last() for name in alias_names(store)}
     return {name: head for name, head in heads.items() if head is not None and head.kind != "remove"}
 
 

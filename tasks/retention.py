@@ -17,7 +17,7 @@ from itertools import pairwise
 from everfresh.tasks.alias import retire_all, user
 from everfresh.tasks.catalogue import REMOVED, Entry, catalogue, removed
 from everfresh.tasks.config import RetentionConfig
-from everfresh.tasks.ledger import CHAMPION, champion_moves, find, moves, settle
+from everfresh.tasks.ledger import CHAMPION, alias_names, champion_moves, find, moves, settle
 from everfresh.tasks.records import RemovedRelease, Tick
 from everfresh.tasks.store import Listed, Store
 
@@ -95,10 +95,9 @@ def _set_out_from(store: Store) -> Iterator[str]:
 
 def _left_since(store: Store, since: datetime) -> dict[str, str]:
     """Releases that an alias named at some time since then, and that it has left."""
-    names = sorted({item.key.split("/")[1].removesuffix(".json") for item in store.list("aliases")})
     return {
         before.release: f"was {name} until {after.at:%Y-%m-%d %H:%M}"
-        for name in names
+        for name in alias_names(store)
         for before, after in pairwise(moves(store, name))
         if after.at > since and before.kind != "remove"
     }

@@ -23,3 +23,10 @@ class RetentionConfig(Section):
     def asked(self) -> bool:
         """Whether any release may go."""
         return self.keep_releases is not None or self.keep_days is not None
+
+    @property
+    def words(self) -> str:
+        """The rules in a few words."""
+        rules = [f"the {self.keep_releases} newest"] if self.keep_releases is not None else []
+        rules += [f"those of {self.keep_days:g} days"] if self.keep_days is not None else []
+        return f"keep {' and '.join(rules) or 'all'}"

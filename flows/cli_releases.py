@@ -1,0 +1,95 @@
+"""``everfresh``: what there is to see and to do about releases."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from typing import Annotated, Any
+
+import typer
+
+from everfresh.flows.cli_shared import AsJson, Pipeline, opened, show
+
+app = typer.Typer()
+
+
+@app.command()
+def releases(
+    pipeline: Pipeline,
+    everything: Annotated[bool, typer.Option("--all", help="Also those whose weights `sweep` has removed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """All releases: version, when and how each was made, accuracy, who names it, size.
+
+    A release that never was champion has no version; its id stands for it.
+
+    Example: everfresh releases pipeline.yaml
+    """
+    from everfresh.flows.look import release_facts, releases_table
+
+    facts = release_facts(opened(pipeline)[1], everything=everything)
+    if as_json:
+        show(facts, as_json=True)
+    elif facts:
+        show(releases_table(facts), as_json=False)
+    else:
+        sys.stdout.write("no release yet: `everfresh run` makes the first\n")
+
+
+@app.command()
+def sweep(
+    pipeline: Pipeline,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete it; without this it is only shown.")] = False,
+    older_than: Annotated[
+        float, typer.Option("--older-than", help="Hours; what is younger, or was in use then, may be in use still.", min=0)
+    ] = 24.0,
+    keep_releases: Annotated[
+        int | None, typer.Option("--keep-releases", help="So many newest releases stay; else as the file says.", min=1)
+    ] = None,
+    keep_days: Annotated[
+        float | None, typer.Option("--keep-days", help="Releases younger than that stay; else as the file says.", min=0.01)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show, or delete, what is no longer needed: objects that no record names, and the weights of old releases.
+
+    Releases go only if `retention:` in the pipeline file, or an option, says how many stay. What an alias names stays in any
+    case, and so does what a tick under way sets out from. Of a release that goes, record, card, metrics and lineage stay.
+
+    Example: everfresh sweep pipeline.yaml --keep-releases 10 --keep-days 30, and again with --delete
+    """
+    from everfresh.tasks.config import RetentionConfig
+    from everfresh.tasks.retention import carry_out, plan
+    from everfresh.tasks.store import Unfinished
+    from everfresh.tasks.sweep import debris
+    from everfresh.tasks.sweep import sweep as remove
+
+    config, store = opened(pipeline)
+    asked = RetentionConfig(keep_releases=keep_releases, keep_days=keep_days)
+    age, rule = timedelta(hours=older_than), asked if asked.asked else config.retention
+    planned = plan(store, rule, age, config.model.weights)
+    gone = set(carry_out(store, planned, reason=f"retention: {rule.words}")) if delete else set()
+    old = [item for item in planned.objects if item.key in gone or not delete]
+    found = [item for item in (remove if delete else debris)(store, age) if item.key not in {o.key for o in old}]
+    kinds = {item.key: "unfinished" if isinstance(item, Unfinished) else "object" for item in found}
+    kinds |= {item.key: "release" for item in old}
+    if as_json:
+        show([{"key": i.key, "kind": kinds[i.key], "size": i.size, "deleted": delete} for i in (*old, *found)], as_json=True)
+        return
+    _tell_releases(planned, store, rule.asked, delete)
+    for item in found:
+        what = "unfinished write of " if kinds[item.key] == "unfinished" else ""
+        sys.stdout.write(f"{'deleted' if delete else 'debris '} {what}{store.url(item.key)}\n")
+    hint = "" if delete or not (found or old) else "; `--delete` removes them"
+    sys.stdout.write(f"{len(found) + len(old)} objects, {sum(item.size for item in (*old, *found)):,} bytes{hint}\n")
+
+
+def _tell_releases(planned: Any, store: Any, asked: bool, delete: bool) -> None:
+    """Which releases stay, each with its reason, and which go, with their bytes."""
+    for name, why in planned.kept.items() if asked else ():
+        sys.stdout.write(f"stays   {name}: {why}\n")
+    for entry in planned.going:
+        here = delete and store.exists(f"releases/{entry.release.id}/release.json")
+        verb = "stays  " if here else "removed" if delete else "goes   "
+        why = ": an alias names it by now" if here else ""
+        sys.stdout.write(f"{verb} {entry.label} ({entry.release.id[:12]}), {entry.size:,} bytes{why}\n")

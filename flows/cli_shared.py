@@ -1,0 +1,36 @@
+"""What all commands share: arguments, exit codes, and how they print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from everfresh.tasks.config import PipelineConfig, load_config
+
+FAILED, WRONG_USE, REJECTED, STOPPED = 1, 2, 3, 130
+
+Pipeline = Annotated[Path, typer.Argument(help="The pipeline file, as `everfresh init` writes it.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; it stands in the history.")]
+
+
+def show(value: Any, as_json: bool) -> None:
+    """Print a table or text, or JSON."""
+    if as_json:
+        sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+        return
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(value)  # reasons are people's words
+
+
+def opened(pipeline: Path) -> tuple[PipelineConfig, Any]:
+    """The pipeline's config and its store."""
+    from everfresh.tasks.store import pipeline_store
+
+    config = load_config(pipeline)
+    return config, pipeline_store(config)
