@@ -29,6 +29,7 @@ from everfresh.tasks import inputs
 from everfresh.tasks.config import Export
 from everfresh.tasks.errors import ExportError
 from everfresh.tasks.records import ModelSpec
+from everfresh.tasks.vectors import values_of
 
 FILES: dict[Export, str] = {"pt2": "model.pt2", "onnx": "model.onnx"}
 """Name of the file of each format."""
@@ -110,6 +111,35 @@ def opened(path: Path, name: Export) -> Callable[[NDArray[Any]], NDArray[np.floa
             return cast(NDArray[np.float32], program(torch.from_numpy(samples)).numpy())
 
     return run
+
+
+def signature(spec: ModelSpec, name: Export) -> dict[str, Any]:
+    """What a consumer must know of a file: its input and its output, N any number from 1 on."""
+    if spec.features:
+        columns = [f"{f.name} = {c}" for f in spec.features for c in f.categories or ("",)]
+        given = {"shape": ["N", spec.inputs], "dtype": "float64", "columns": [c.removesuffix(" = ") for c in columns]}
+    else:
+        given = {"shape": ["N", *inputs.shape(spec)], "dtype": "uint8"}
+    told = {"input": {"name": INPUT, **given}, "output": {"name": OUTPUT, "shape": ["N", len(spec.classes)]}}
+    return told | ({"opset": OPSET} if name == "onnx" else {})
+
+
+def sample(data: bytes, spec: ModelSpec) -> NDArray[Any]:
+    """One sample as a consumer hands it over: a picture (3, S, S) uint8, or a row (D,) float64 of the table's numbers.
+
+    Raises:
+        DataError: the bytes are no such sample.
+    """
+    if not spec.features:
+        return inputs.decode(data, spec).numpy()
+    values, row = values_of(data), []
+    for feature in spec.features:
+        value = values.get(feature.name)
+        if feature.categories:
+            row += [float(value == category) for category in feature.categories]
+        else:
+            row.append(math.nan if value is None else float(value))
+    return np.array(row)
 
 
 def samples_of(spec: ModelSpec, count: int) -> NDArray[Any]:

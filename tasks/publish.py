@@ -7,7 +7,6 @@ was proven against: whoever moved meanwhile makes it fail, and the challenger is
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import ChampionMoved, DataError, ReleaseError
 from everfresh.tasks.ledger import champion_moves, find, settle, version_of
 from everfresh.tasks.metrics import score
+from everfresh.tasks.package import as_json, gates_of, keep_first, package, write
 from everfresh.tasks.records import (
     AliasMove,
     Banked,
@@ -136,16 +136,16 @@ def adopt(store: Store, config: PipelineConfig, weights: str, window: Window) ->
     _, scores = Embedder.open(store, spec, part, "fp32", code=config.model.architecture).scores(view, rows)
     truth = targets.encode([view.samples[int(r)].label for r in rows])
     bank = (Banked(view=window.view, seq=0, regime="adopted", labelled=window.labelled),)
+    files, verdicts = _model_files(store, config, key, spec, part, view)
     release = _settle_release(
         store,
         config,
         key=key,
         spec=spec,
-        weights=part,
+        files=files,
         scores={("this model", "validation samples"): score(scores, truth, targets)},
-        verdicts=(),
+        verdicts=verdicts,
         view=view,
-        predicted=Targets.of(spec).texts(scores.numpy()),
         bank=bank,
         lineage={"adopted": True, "reference_view": window.view},
         origin="It was trained elsewhere and adopted as it is.",
@@ -178,10 +178,8 @@ def _write_release(
 ) -> Release:
     if (known := find(store, f"releases/{candidate.key}/release.json", Release)) is not None:
         return known
-    weights = store.keep_file(f"releases/{candidate.key}/model.safetensors", store.local(candidate.weights))
     view = View(store, tick.view)
-    rows = view.rows("holdout", Targets.of(candidate.spec))
-    _, scores = Embedder.open(store, candidate.spec, weights, code=config.model.architecture).scores(view, rows)
+    files, _ = _model_files(store, config, candidate.key, candidate.spec, candidate.weights, view, replay=bool(tick.replay))
     tables = {("this model", "this window's hold-out"): evaluation.window.challenger}
     if evaluation.window.champion:
         tables["the champion before", "this window's hold-out"] = evaluation.window.champion
@@ -213,11 +211,10 @@ def _write_release(
         config,
         key=candidate.key,
         spec=candidate.spec,
-        weights=weights,
+        files=files,
         scores=tables,
         verdicts=evaluation.verdicts,
         view=view,
-        predicted=Targets.of(candidate.spec).texts(scores.numpy()),
         bank=bank,
         lineage=lineage,
         origin=(
@@ -227,6 +224,24 @@ def _write_release(
         ),
         fields={"evaluation": evaluation.key, "parent": candidate.champion, "rung": candidate.rung, "seq": tick.seq},
     )
+
+
+def _model_files(
+    store: Store, config: PipelineConfig, key: str, spec: ModelSpec, weights: Part, view: View, *, replay: bool = False
+) -> tuple[dict[str, Part], tuple[Verdict, ...]]:
+    """The files that hold the model, tried before by the evaluation, and what the gates `serves` said of them.
+
+    A replay publishes to nobody: its releases hold the weights alone.
+
+    Raises:
+        ReleaseError: one of the gates said no.
+    """
+    if replay or not gates_of(config):
+        return write(store, config, key, spec, weights, view, () if replay else config.release.formats), ()
+    made = package(store, config, key, spec, weights, view)
+    if failed := [verdict.words for verdict in made.verdicts if not verdict.passed]:
+        raise ReleaseError(f"{failed[0]} Nothing went live.")
+    return made.files, made.verdicts
 
 
 def _recipe_words(candidate: Candidate) -> str:
@@ -251,20 +266,19 @@ def _settle_release(
     *,
     key: str,
     spec: ModelSpec,
-    weights: Part,
+    files: Mapping[str, Part],
     scores: Mapping[tuple[str, str], Scores],
     verdicts: Sequence[Verdict],
     view: View,
-    predicted: Sequence[str],
     bank: tuple[Banked, ...],
     lineage: Mapping[str, Any],
     origin: str,
     fields: Mapping[str, Any],
 ) -> Release:
-    """Write the files of a release, then the record that makes it exist."""
+    """Write what is told of a release beside the files that hold the model, then the record that makes it exist."""
     reference = _reference(store, key, bank)
     own = next(iter(scores.values()))
-    parts: dict[str, Part] = {"model.safetensors": weights}
+    parts = dict(files)
     draft = Release(
         id=key,
         spec=spec,
@@ -277,23 +291,14 @@ def _settle_release(
         **fields,
     )
     texts = {
-        "config.json": _json(_consumer_config(config, spec)),
-        "metrics.json": _json({f"{who} on {where}": s.model_dump(mode="json") for (who, where), s in scores.items()}),
-        "lineage.json": _json(dict(lineage)),
-        "holdout.jsonl": _holdout(view, spec, predicted),
+        "metrics.json": as_json({f"{who} on {where}": s.model_dump(mode="json") for (who, where), s in scores.items()}),
+        "verdicts.json": as_json([verdict.model_dump(mode="json") for verdict in verdicts]),
+        "lineage.json": as_json(dict(lineage)),
         "card.md": _card(config, draft, scores, verdicts, origin),
     }
     for name, text in texts.items():
-        parts[name] = _keep_first(store, f"releases/{key}/{name}", text.encode())
+        parts[name] = keep_first(store, f"releases/{key}/{name}", text.encode())
     return settle(store, f"releases/{key}/release.json", draft.model_copy(update={"files": parts}))
-
-
-def _keep_first(store: Store, key: str, data: bytes) -> Part:
-    """The part under `key`: these bytes, or those of a run that was first and whose record may name them already.
-
-    Written again also where they stand: what a run that died has left must not look like debris any longer.
-    """
-    return store.keep(key, data if store.create(key, data) else store.get(key))
 
 
 def _reference(store: Store, release: str, bank: tuple[Banked, ...]) -> Reference:
@@ -304,39 +309,6 @@ def _reference(store: Store, release: str, bank: tuple[Banked, ...]) -> Referenc
     components = tuple(Component(name=n, views=tuple(v), splits=("holdout",)) for n, v in regimes.items())
     reference = Reference(id=digest_of("reference", release, components), release=release, components=components)
     return settle(store, f"references/{reference.id}/record.json", reference)
-
-
-def _consumer_config(config: PipelineConfig, spec: ModelSpec) -> dict[str, Any]:
-    """All that a consumer without Everfresh needs to build the model and feed it."""
-    return {
-        "pipeline": config.name,
-        "architecture": spec.architecture,
-        "task": spec.task,
-        "targets" if spec.task == "regression" else "classes": spec.classes,
-        "tolerance": spec.tolerance,
-        "head": {"path": spec.head, "embedding_dim": spec.embedding_dim, "kind": models.head_kind(spec)},
-        **(
-            {"features": [f.model_dump(mode="json") for f in spec.features]}
-            if spec.features
-            else {"transforms": {"resize": spec.image_size, "center_crop": spec.image_size, "mean": spec.mean, "std": spec.std}}
-        ),
-    }
-
-
-def _holdout(view: View, spec: ModelSpec, predicted: Sequence[str]) -> str:
-    """One line a hold-out sample: where its bytes are, its label, and what the model said."""
-    lines = []
-    for row, guess in zip(view.rows("holdout", Targets.of(spec)), predicted, strict=True):
-        sample = view.samples[int(row)]
-        line = {
-            "shard": view.shard(sample).key,
-            "offset": sample.offset,
-            "size": sample.size,
-            "label": sample.label,
-            "predicted": guess,
-        }
-        lines.append(json.dumps(line) + "\n")
-    return "".join(lines)
 
 
 def _card(
@@ -357,7 +329,3 @@ def _card(
         origin=origin,
         weakest="; ".join(weakest) or "no hold-out sample.",
     )
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, default=str) + "\n"

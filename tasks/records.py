@@ -669,6 +669,15 @@ class Evaluation(Record):
         return tuple(v.gate for v in self.verdicts if not v.passed)
 
 
+class Package(Record):
+    """The files of a release that hold the model, loaded and tried by a fresh process before anything goes live."""
+
+    release: str
+    files: dict[str, Part]
+    verdicts: tuple[Verdict, ...]
+    """Of the gates `serves`."""
+
+
 class Release(Record):
     """What the rest of the company loads. Written last: where it stands, everything it names is complete."""
 

@@ -204,7 +204,7 @@ class ServesGate(_Gate):
 
     kind: Literal["serves"] = "serves"
     tolerance: float = Field(default=1e-3, gt=0, le=1)
-    """Largest difference of a score, relative to the largest score of the batch, that passes."""
+    """Largest difference of a score, relative to the largest recorded one (at least 1), that passes."""
     formats: tuple[Format, ...] | None = None
     """Which files; null for all that the release has."""
 

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from everfresh.tasks.config.base import Names, Section, Task, unique
 from everfresh.tasks.config.evaluation import EvaluationConfig
-from everfresh.tasks.config.gates import BetterGate, FloorGate, Gate, NoWorseGate
+from everfresh.tasks.config.gates import BetterGate, FloorGate, Gate, NoWorseGate, ServesGate
 from everfresh.tasks.config.release import ReleaseConfig
 from everfresh.tasks.config.retention import RetentionConfig
 from everfresh.tasks.config.training import FineTuneConfig, Loss
@@ -607,6 +607,12 @@ class PipelineConfig(Section):
                 "policy.bootstrap must not be head while model.weights is null, got head on random features. "
                 "Give weights, or bootstrap with pretrained"
             )
+        for number, gate in enumerate(self.gates):
+            if isinstance(gate, ServesGate) and (lacking := set(gate.formats or ()) - {"safetensors", *self.release.formats}):
+                raise ValueError(
+                    f"gates.{number}.formats must be safetensors or among release.formats, got {', '.join(sorted(lacking))}. "
+                    "Add it to release.formats, or remove it"
+                )
         rows = isinstance(self.source, TableRows)
         if rows != bool(self.model.features):
             raise ValueError(

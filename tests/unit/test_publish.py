@@ -109,7 +109,7 @@ class Faulty(FolderStore):
         return super().put_file(key, path)
 
 
-WRITES = 17
+WRITES = 19
 """Store writes of one publication; `test_a_release_record_is_written_last` holds it."""
 
 
@@ -124,7 +124,7 @@ def test_a_proven_challenger_becomes_champion(proven: Proven) -> None:
     assert (before.seq, before.version) == (1, 1)
     release = release_of(proven.store, move)
     assert set(release.files) == {
-        "model.safetensors", "config.json", "metrics.json", "lineage.json", "holdout.jsonl", "card.md",
+        "model.safetensors", "config.json", "metrics.json", "verdicts.json", "lineage.json", "holdout.jsonl", "card.md",
     }  # fmt: skip
     assert release.files["model.safetensors"].sha256 == proven.challenger.weights.sha256
     card = proven.store.get(release.files["card.md"].key).decode()

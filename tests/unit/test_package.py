@@ -1,0 +1,180 @@
+"""The gate `serves`: what is released is loaded again by a fresh process, and what it cannot load never goes live."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.loop import Outcome, arrive, pipeline, release_of, run_window
+from support.tables import pipeline as tables
+from support.tables import table, write
+
+from everfresh.tasks import package as packages
+from everfresh.tasks.config import PipelineConfig, ServesGate
+from everfresh.tasks.errors import DigestMismatch, ReleaseError
+from everfresh.tasks.ledger import champion_moves
+from everfresh.tasks.package import gates_of, judge, package
+from everfresh.tasks.records import Verdict
+from everfresh.tasks.serves import furthest
+from everfresh.tasks.store import FolderStore, Store
+from everfresh.tasks.views import View
+
+BOTH = {"formats": ["pt2", "onnx"]}
+
+
+class Served:
+    """A pipeline whose first release has all formats."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = pipeline(folder, release=BOTH, gates=[{"kind": "floor", "minimum": 0}])
+        self.store = FolderStore(folder / "store")
+        arrive(self.config, 60)
+        self.outcome = run_window(self.store, self.config)
+        assert self.outcome.move is not None
+        self.release = release_of(self.store, self.outcome.move)
+        self.view = View(self.store, self.release.holdout_view)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return Served(tmp_path_factory.mktemp("served"))
+
+
+def verdict_of(outcome: Outcome) -> Verdict:
+    """Of the gate `serves`."""
+    assert outcome.evaluation is not None
+    (found,) = [v for v in outcome.evaluation.verdicts if v.gate == "serves"]
+    return found
+
+
+def test_a_release_is_loaded_again_in_every_format_before_it_goes_live(served: Served) -> None:
+    verdict = verdict_of(served.outcome)
+    assert verdict.passed
+    assert verdict.numbers["off"] < 1e-5
+    assert verdict.numbers["flipped"] == 0
+    assert verdict.numbers["samples"] == len(served.view.rows("holdout", served.config.model.classes))
+    assert "in a fresh process scores of" in verdict.words
+    assert all(f"{name} by" in verdict.words for name in ("safetensors", "pt2", "onnx"))
+    assert {"model.pt2", "model.onnx"} <= served.release.files.keys()
+    config = json.loads(served.store.read(served.release.files["config.json"]))
+    assert config["exports"]["model.onnx"] == {
+        "input": {"name": "samples", "shape": ["N", 3, 16, 16], "dtype": "uint8"},
+        "output": {"name": "scores", "shape": ["N", 3]},
+        "opset": 20,
+    }
+
+
+def again(served: Served, config: PipelineConfig | None = None) -> Any:
+    candidate = served.outcome.tried[-1]
+    return package(served.store, config or served.config, candidate.key, candidate.spec, candidate.weights, served.view)
+
+
+def test_what_was_tried_is_not_tried_again(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages.sys, "executable", "/nowhere")
+    made = again(served)
+    assert made.files.items() <= served.release.files.items()
+    assert made.verdicts == (verdict_of(served.outcome),)
+
+
+def test_a_process_without_an_answer_says_nothing_of_the_files(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages.sys, "executable", "/bin/false")
+    other = served.config.model_copy(update={"gates": (ServesGate(tolerance=0.5),)})
+    with pytest.raises(ReleaseError, match=r"must answer, got exit status 1 \(nothing on stderr\)\. Nothing went live"):
+        again(served, other)
+
+
+def tried(served: Served, files: dict[str, Any]) -> dict[str, Any]:
+    return packages._try_in_fresh_process(served.store, served.config, served.release.spec, files, served.view)
+
+
+def test_files_that_do_not_load_are_named(served: Served) -> None:
+    files = dict(served.release.files)
+    whole = served.store.read(files["model.onnx"])
+    files["model.onnx"] = served.store.keep("releases/strange/model.onnx", whole[: len(whole) // 2])
+    files["model.pt2"] = served.store.keep("releases/strange/model.pt2", b"PK not really")
+    found = tried(served, files)
+    verdict = judge(ServesGate(), found)
+    assert not verdict.passed
+    assert "pt2 does not load (" in verdict.words
+    assert "onnx does not load (" in verdict.words
+    assert "safetensors does not load" not in verdict.words
+    assert judge(ServesGate(formats=("safetensors",)), found).passed
+
+
+def test_a_model_that_predicts_otherwise_fails_with_its_distance() -> None:
+    found = {"samples": 3, "formats": {"safetensors": {"off": 1e-7, "flipped": 0}, "onnx": {"off": 0.02, "flipped": 1}}}
+    verdict = judge(ServesGate(), found)
+    assert (verdict.passed, verdict.numbers["off"], verdict.numbers["flipped"]) == (False, 0.02, 1)
+    assert verdict.words == (
+        "serves: in a fresh process scores of 3 hold-out samples were off safetensors by 1e-07, onnx by 0.02 of the largest, "
+        "and may be 0.001"
+    )
+    assert judge(ServesGate(tolerance=0.05), found).passed
+
+
+def test_bytes_that_were_changed_after_the_upload_are_refused(served: Served) -> None:
+    files = dict(served.release.files)
+    part = files["model.onnx"]
+    files["model.onnx"] = served.store.keep("releases/strange/model.onnx", b"x").model_copy(update={"sha256": part.sha256})
+    with pytest.raises(DigestMismatch, match=r"strange/model\.onnx must have SHA-256"):
+        tried(served, files)
+
+
+def test_what_cannot_be_exported_is_a_failed_verdict_and_not_the_end_of_the_loop(tmp_path: Path) -> None:
+    config = pipeline(
+        tmp_path, release=BOTH, model={"architecture": "support.networks:choosy"}, gates=[{"kind": "floor", "minimum": 0}]
+    )
+    store = FolderStore(tmp_path / "store")
+    arrive(config, 24)
+    outcome = run_window(store, config)
+    verdict = verdict_of(outcome)
+    assert not verdict.passed
+    assert "leave pt2 out of release.formats" in verdict.words
+    assert outcome.move is None
+    assert outcome.entry.failed_gates == ("serves",)
+    assert champion_moves(store).last_seq() == 0
+    assert not [item for item in store.list("releases") if item.key.endswith("release.json")]
+
+
+@pytest.mark.slow
+def test_rows_are_served_too(tmp_path: Path) -> None:
+    config = tables(tmp_path, release=BOTH, gates=[{"kind": "floor", "minimum": 0}])
+    write(tmp_path / "inbox/one.parquet", table(120))
+    outcome = run_window(FolderStore(tmp_path / "store"), config)
+    assert verdict_of(outcome).numbers["off"] < 1e-5
+    assert outcome.move is not None
+
+
+def test_a_store_on_s3_is_asked_by_the_fresh_process(s3_store: Store, served: Served) -> None:
+    for item in served.store.list():
+        s3_store.put(item.key, served.store.get(item.key))
+    found = packages._try_in_fresh_process(s3_store, served.config, served.release.spec, served.release.files, served.view)
+    assert judge(ServesGate(), found).passed
+
+
+def test_the_gate_is_there_unless_there_is_no_format(tmp_path: Path) -> None:
+    assert gates_of(pipeline(tmp_path)) == ()
+    assert gates_of(pipeline(tmp_path, release=BOTH)) == (ServesGate(),)
+    named = [{"kind": "floor"}, {"kind": "serves", "tolerance": 0.1}]
+    assert gates_of(pipeline(tmp_path, gates=named)) == (ServesGate(tolerance=0.1),)
+
+
+@given(
+    st.lists(st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3), min_size=1, max_size=5),
+    st.floats(0, 1),
+)
+def test_the_furthest_score_is_found_relative_to_the_largest(values: list[list[float]], shift: float) -> None:
+    names, scores = ("a", "b", "c"), np.array(values, dtype=np.float32)
+    recorded = [{"scores": dict(zip(names, map(float, row), strict=True))} for row in scores]
+    assert furthest(scores, names, recorded) == 0
+    moved = scores.copy()
+    moved[-1, 1] += shift
+    largest = max(1.0, float(np.abs(scores).max()))
+    assert furthest(moved, names, recorded) == pytest.approx(abs(float(moved[-1, 1]) - float(scores[-1, 1])) / largest)
+    moved[0, 0] = np.nan
+    assert furthest(moved, names, recorded) == float("inf")
