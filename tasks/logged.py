@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from datetime import timedelta
 from functools import cached_property
 from pathlib import PurePosixPath
+from typing import Any
 
 from everfresh.tasks.config import LoggedPredictions, PipelineConfig
 from everfresh.tasks.errors import SourceError
 from everfresh.tasks.labels import Annotation, Unusable, annotation_in
 from everfresh.tasks.predictions import TABLE, newest_labels, rows_in
+from everfresh.tasks.records import label
 from everfresh.tasks.sources import Source, SourceFile
 from everfresh.tasks.store import Listed
 
@@ -77,7 +79,7 @@ class PredictionSource(Source):
                 said[member.key] = Unusable(reason=f"has no row in {TABLE}")
                 continue
             slices = row["slices"] if isinstance(row.get("slices"), dict) else {}
-            cells = {**slices, "release": f"v{row.get('version')}", "label": labels.get(row["id"]), "at": row["at"]}
+            cells = {**slices, "release": _release(row), "label": labels.get(row["id"]), "at": row["at"]}
             said[member.key] = annotation_in(cells, self._sidecar, None, self.targets)
         return said, all(row["id"] in labels for row in rows.values())
 
@@ -94,3 +96,8 @@ class PredictionSource(Source):
     def annotations(self) -> dict[str, Annotation]:
         """Labels so far, times and slices of the samples that `files` gave."""
         return self._said
+
+
+def _release(row: dict[str, Any]) -> str:
+    version = row.get("version")
+    return label(str(row.get("release")), version if isinstance(version, int) else 0)

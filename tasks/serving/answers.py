@@ -22,7 +22,7 @@ class Prediction:
     """By class, 0…1; of values the values."""
     release: str
     version: int
-    """The number that people say."""
+    """The number that people say; 0 if it never was champion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Predictions(Sequence[Prediction]):
     release: str
     """Its id: the name of its folder in the store."""
     version: int
-    """The number that people say."""
+    """The number that people say; 0 if it never was champion."""
 
     def __len__(self) -> int:
         return len(self.labels)

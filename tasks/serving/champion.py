@@ -13,16 +13,16 @@ import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from everfresh.tasks.config import S3Config
 from everfresh.tasks.errors import ReleaseError
-from everfresh.tasks.ledger import moves
+from everfresh.tasks.ledger import CHAMPION, moves
+from everfresh.tasks.records import AliasMove
 from everfresh.tasks.serving.answers import Predictions
 from everfresh.tasks.store import Store, open_store
 
 if TYPE_CHECKING:
-    from everfresh.tasks.records import AliasMove
     from everfresh.tasks.serving.model import Model
     from everfresh.tasks.serving.samples import Sample
 
@@ -36,9 +36,10 @@ LONGEST_PAUSE = 30.0
 def load_champion(
     address: str | Path,
     *,
-    alias: str = "champion",
+    alias: str = CHAMPION,
     code: str = "",
     device: str = "cpu",
+    file: str = "model.safetensors",
     s3: S3Config | None = None,
     min_interval: float = 1.0,
     cache_bytes: int = CACHE_BYTES,
@@ -50,6 +51,7 @@ def load_champion(
         alias: ``champion``, or another one.
         code: ``package.module:callable`` where the architecture is your own: only code of that package is run.
         device: of torch, such as ``cpu`` or ``cuda``.
+        file: of the release; ``model.pt2`` needs no code of the network, and is for pictures on the CPU.
         s3: how S3 is spoken to; from boto3's own environment if None.
         min_interval: seconds between two looks for a newer release, however often ``refresh`` is called.
         cache_bytes: most bytes of weights that are kept in the local cache, see ``EVERFRESH_CACHE``.
@@ -60,7 +62,7 @@ def load_champion(
         ModelError: the release cannot be built here.
     """
     store = open_store(str(address), s3)
-    return Champion(store, alias=alias, code=code, device=device, min_interval=min_interval, cache_bytes=cache_bytes)
+    return Champion(store, alias=alias, code=code, device=device, file=file, min_interval=min_interval, cache_bytes=cache_bytes)
 
 
 class Champion:
@@ -70,22 +72,18 @@ class Champion:
         self,
         store: Store,
         *,
-        alias: str = "champion",
+        alias: str = CHAMPION,
         code: str = "",
         device: str = "cpu",
+        file: str = "model.safetensors",
         min_interval: float = 1.0,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self._moves, self._min_interval = moves(store, alias), min_interval
-        self._options = {"code": code, "device": device, "cache_bytes": cache_bytes}
+        self._alias, self._moves, self._min_interval = alias, moves(store, alias), min_interval
+        self._options: dict[str, Any] = {"code": code, "device": device, "cache_bytes": cache_bytes, "file": file}
         head = self._moves.last()
-        if head is None or head.kind == "remove":
-            raise ReleaseError(
-                f"the alias {alias} at {store.url('')} must name a release, got none. Run the pipeline, or correct the "
-                "address: it ends in the pipeline's name."
-            )
         self._model = self._load(head)
-        self._known = head
+        self._known = self._model.move
         self._good = datetime.now(UTC)
         self._next_look = time.monotonic() + min_interval
         self._looking = threading.Lock()
@@ -100,10 +98,15 @@ class Champion:
         self.swaps = 0
         """How often another release took over."""
 
-    def _load(self, move: AliasMove) -> Model:
+    def _load(self, move: AliasMove | None) -> Model:
+        if move is None or move.kind == "remove":
+            raise ReleaseError(
+                f"the alias {self._alias} at {self._moves.store.url('')} must name a release, got none. Run the pipeline or "
+                "`everfresh promote`, or correct the address: it ends in the pipeline's name."
+            )
         from everfresh.tasks.serving.model import Model
 
-        return Model(self._moves.store, move, **self._options)  # type: ignore[arg-type]
+        return Model(self._moves.store, move, **self._options)
 
     @property
     def release(self) -> str:
@@ -112,7 +115,7 @@ class Champion:
 
     @property
     def version(self) -> int:
-        """The number that people say of the release that answers."""
+        """The number that people say of the release that answers; 0 if it never was champion."""
         return self._model.move.version
 
     def predict(self, samples: Iterable[Sample]) -> Predictions:
@@ -147,7 +150,7 @@ class Champion:
             return False
         else:
             if self.failures:
-                log.info("the champion is followed again, after %d looks that went wrong", self.failures)
+                log.info("the %s is followed again, after %d looks that went wrong", self._alias, self.failures)
             self.failures, self.last_error, self.stale_since = 0, None, None
             self._good = datetime.now(UTC)
             return changed
@@ -159,11 +162,11 @@ class Champion:
     def _follow(self) -> bool:
         following = self._moves.entry(self._known.seq + 1)
         head = self._known if following is None else self._moves.last() or following
-        changed = head.release != self._model.move.release
+        changed = head.kind == "remove" or head.release != self._model.move.release
         if changed:
             self._model = self._load(head)
             self.swaps += 1
-            log.info("v%d answers from now on", head.version)
+            log.info("%s answers from now on", self._model.move.label)
         self._known = head
         return changed
 
@@ -172,7 +175,7 @@ class Champion:
         self.last_error = f"{type(error).__name__}: {error}"
         self.stale_since = self._good
         if self.failures == 1:
-            log.warning("v%d answers on: the champion cannot be followed: %s", self.version, error)
+            log.warning("%s answers on: the %s cannot be followed: %s", self._model.move.label, self._alias, error)
 
     def refresh_every(self, seconds: float) -> Self:
         """Refresh in a thread of its own until ``close``; call it in each worker process, threads do not survive a fork.

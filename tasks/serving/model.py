@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from everfresh.tasks import models
 from everfresh.tasks.architectures import load_strict
 from everfresh.tasks.errors import DataError, ModelError, ObjectMissing
-from everfresh.tasks.inputs import noise, prepare
+from everfresh.tasks.exports import FILES, opened
+from everfresh.tasks.inputs import prepare, shape
 from everfresh.tasks.ledger import find
-from everfresh.tasks.records import AliasMove, Part, Release
+from everfresh.tasks.records import AliasMove, ModelSpec, Part, Release
 from everfresh.tasks.serving.answers import Predictions
 from everfresh.tasks.serving.samples import Sample, as_input
 from everfresh.tasks.store import FolderStore, Store, cache_folder
@@ -27,6 +28,9 @@ from everfresh.tasks.targets import Targets
 
 BATCH = 64
 """Samples that go through the network at once."""
+PT2 = FILES["pt2"]
+Run = Callable[[Tensor], Tensor]
+"""Scores (N, C) float32 on the CPU, of samples (N, 3, S, S) uint8 or (N, D) float32 of rows."""
 ABANDONED = 3_600
 """Seconds after which a download that never ended is removed."""
 
@@ -39,6 +43,7 @@ class Model:
         move: that made it what it is.
         code: package of an architecture of one's own that may be run, see :func:`everfresh.tasks.models.load`.
         device: of torch, such as ``cpu`` or ``cuda``.
+        file: of the release, ``model.safetensors`` or ``model.pt2``.
         cache_bytes: most bytes of weights that are kept locally.
 
     Raises:
@@ -46,27 +51,26 @@ class Model:
         ModelError: it cannot be built, or gives no scores.
     """
 
-    def __init__(self, store: Store, move: AliasMove, *, code: str, device: str, cache_bytes: int) -> None:
+    def __init__(self, store: Store, move: AliasMove, *, code: str, device: str, file: str, cache_bytes: int) -> None:
         key = f"releases/{move.release}/release.json"
         release = find(store, key, Release)
         if release is None:
-            raise ObjectMissing(f"{store.url(key)} must be there, as v{move.version} names it, got none. Roll back.")
-        self.move, self.spec, self.device = move, release.spec, device
+            raise ObjectMissing(f"{store.url(key)} must be there, as {move.label} names it, got none. Roll back.")
+        if file not in release.files:
+            raise ModelError(f"{store.url(key)} must name {file}, got {', '.join(release.files)}. Load one of these.")
+        self.move, self.spec, name = move, release.spec, store.url(release.files[file].key)
         self._targets = Targets.of(release.spec)
-        with torch.random.fork_rng(devices=[]):  # building draws random weights; the service's own numbers stay as they are
-            module = models.skeleton(release.spec, store.url(key), code=code)
-        part = release.files["model.safetensors"]
-        load_strict(module, load_file(_weights(store, part, cache_bytes)), store.url(part.key))
-        self._module: nn.Module = module.eval().to(device)
-        self._try(store.url(key))
+        path = _local(store, release.files[file], cache_bytes)
+        self._run = _exported(path, self.spec, name) if file == PT2 else _built(path, self.spec, name, code, device)
+        self._try(name)
 
     @torch.inference_mode()
     def _try(self, name: str) -> None:
-        scores = self._module(noise(self.spec, 1).to(self.device))
-        if tuple(scores.shape) != (1, len(self.spec.classes)) or not scores.isfinite().all():
+        scores = self._run(torch.zeros(2, *shape(self.spec), dtype=torch.float32 if self.spec.features else torch.uint8))
+        if tuple(scores.shape) != (2, len(self.spec.classes)) or not scores.isfinite().all():
             raise ModelError(
-                f"{name} must give {len(self.spec.classes)} finite scores, got {tuple(scores.shape)} of which "
-                f"{int(scores.isfinite().sum())} are finite. Roll back to a release that does."
+                f"{name} must give {len(self.spec.classes)} finite scores a sample, got {tuple(scores.shape)} of two, "
+                f"{int(scores.isfinite().sum())} of them finite. Roll back to a release that does."
             )
 
     @torch.inference_mode()
@@ -76,7 +80,7 @@ class Model:
         Raises:
             DataError: one of them is none that it can be asked about; says which.
         """
-        made: list[Tensor] = [torch.zeros(0, len(self.spec.classes))]
+        made = [torch.zeros(0, len(self.spec.classes))]
         batch: list[Tensor] = []
         for number, sample in enumerate(samples):
             try:
@@ -84,15 +88,11 @@ class Model:
             except DataError as error:
                 raise DataError(f"sample {number} {error}") from error
             if len(batch) == BATCH:
-                made.append(self._scores(batch))
+                made.append(self._run(torch.stack(batch)))
                 batch = []
         if batch:
-            made.append(self._scores(batch))
+            made.append(self._run(torch.stack(batch)))
         return self._answers(torch.cat(made))
-
-    def _scores(self, batch: list[Tensor]) -> Tensor:
-        scores: Tensor = self._module(prepare(torch.stack(batch).to(self.device), self.spec))
-        return scores.float().cpu()
 
     def _answers(self, scores: Tensor) -> Predictions:
         values, confidence = scores.double().numpy(), None
@@ -104,8 +104,25 @@ class Model:
         return Predictions(labels, confidence, values, self.spec.classes, self.move.release, self.move.version)
 
 
-def _weights(store: Store, part: Part, most: int) -> Path:
-    """A local file of the weights: where they stand, or in a cache that all processes of this machine share."""
+def _built(path: Path, spec: ModelSpec, name: str, code: str, device: str) -> Run:
+    """A network of verified weights."""
+    with torch.random.fork_rng(devices=[]):  # building draws random weights; the service's own numbers stay as they are
+        module = models.skeleton(spec, name, code=code)
+    load_strict(module, load_file(path), name)
+    module = module.eval().to(device)
+    return lambda batch: module(prepare(batch.to(device), spec)).float().cpu()
+
+
+def _exported(path: Path, spec: ModelSpec, name: str) -> Run:
+    """A verified ``model.pt2``, which standardises its samples itself."""
+    if spec.features:
+        raise ModelError(f"{name} must be of pictures to be served, got rows. Load model.safetensors.")
+    run = opened(path, "pt2")
+    return lambda batch: torch.from_numpy(run(batch.numpy()))
+
+
+def _local(store: Store, part: Part, most: int) -> Path:
+    """A local file of the part: where they stand, or in a cache that all processes of this machine share."""
     if isinstance(store, FolderStore):
         return store.local(part)
     folder = cache_folder() / "models"

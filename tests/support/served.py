@@ -4,37 +4,44 @@ from __future__ import annotations
 
 import math
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from support.loop import CLASSES, pipeline
-from support.pictures import digits
+from support.pictures import noise
 
-from everfresh.tasks import models
+from everfresh.tasks.config import Export
 from everfresh.tasks.ledger import champion_moves
 from everfresh.tasks.records import AliasMove, Release
 from everfresh.tasks.serving import Predictions
 from everfresh.tasks.store import Store
 
 CODE = "support.networks:plain"
-SIDE = 8
+SIDE, CLASSES = 8, 3
 
 
 def pictures(count: int = 4) -> list[bytes]:
-    """A few digits as PNG."""
-    return list(digits(count, side=SIDE).values())
+    """A few pictures as PNG."""
+    return [noise(number, SIDE) for number in range(count)]
 
 
 def odds(number: int) -> float:
     """The probability that release `number` gives the first class, whatever it sees."""
-    return math.exp(number / 25) / (math.exp(number / 25) + len(CLASSES) - 1)
+    return math.exp(number / 25) / (math.exp(number / 25) + CLASSES - 1)
 
 
-def write_release(store: Store, number: int, **changes: Any) -> Release:
+def write_release(
+    store: Store, number: int, architecture: str = CODE, formats: Sequence[Export] = (), **changes: Any
+) -> Release:
     """Release `number` as the pipeline leaves it, but for the files that no service reads."""
-    config = pipeline(Path(), model={"architecture": CODE, "image_size": SIDE})
+    import torch
+    from support.loop import pipeline  # a service's process must not come to load what this does
+
+    from everfresh.tasks import models
+    from everfresh.tasks.exports import export
+
+    config = pipeline(Path(), model={"architecture": architecture, "image_size": SIDE})
     module, spec = models.start(config.model, 0)
     head = models.linear_head(module, spec)
     with torch.no_grad():
@@ -44,9 +51,10 @@ def write_release(store: Store, number: int, **changes: Any) -> Release:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         models.save(module, path)
-        weights = store.keep_file(f"releases/{key}/model.safetensors", path)
+        made = [path, *export(module, spec, formats, Path(folder))]
+        files = {file.name: store.keep_file(f"releases/{key}/{file.name}", file) for file in made}
     release = Release(
-        id=key, spec=spec, files={"model.safetensors": weights}, evaluation="", holdout_view="", bank=(), reference="",
+        id=key, spec=spec, files=files, evaluation="", holdout_view="", bank=(), reference="",
         parent=None, rung="head", seq=number, accuracy=1, created_at=store.now(),
     ).model_copy(update=changes)  # fmt: skip
     store.create(f"releases/{key}/release.json", release.to_bytes())

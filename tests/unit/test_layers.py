@@ -100,7 +100,8 @@ def test_a_library_is_imported_only_where_it_belongs(path: Path, library: str) -
 
 
 @pytest.mark.parametrize(
-    "module", ["config", "errors", "records", "store", "ledger", "images", "views", "ingest", "decide", "journal", "alias"]
+    "module",
+    ["config", "errors", "records", "store", "ledger", "images", "views", "ingest", "decide", "journal", "alias", "serving"],
 )
 def test_a_module_loads_no_heavy_library(module: str) -> None:
     heavy = "torch torchvision evidently boto3 prefect pandas matplotlib sklearn scipy pyarrow"

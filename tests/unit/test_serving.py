@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,12 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from support.pictures import encode
 from support.proxy import Proxy, always, running_proxy
-from support.served import CODE, SIDE, check, odds, pictures, publish
+from support.served import CODE, SIDE, check, odds, pictures, publish, write_release
 
 from everfresh.tasks import alias
 from everfresh.tasks.config import S3Config
 from everfresh.tasks.errors import DataError, ModelError, ReleaseError
-from everfresh.tasks.records import Part
+from everfresh.tasks.ledger import moves
+from everfresh.tasks.records import AliasMove, Part
 from everfresh.tasks.serving import Champion, load_champion
 from everfresh.tasks.serving.samples import as_bytes
 from everfresh.tasks.store import FolderStore, S3Store, Store, cache_folder
@@ -31,23 +28,6 @@ from everfresh.tasks.store import FolderStore, S3Store, Store, cache_folder
 
 def opened(store: Store) -> Champion:
     return load_champion(store.url(""), code=CODE, min_interval=0)
-
-
-def test_it_is_light_to_import_and_never_loads_the_pipeline(folder_store: FolderStore) -> None:
-    publish(folder_store, 1)
-    code = f"""
-import sys
-import everfresh.tasks.serving as serving
-print(*(m for m in ("torch", "boto3", "prefect", "evidently", "pyarrow", "pandas", "scipy") if m in sys.modules))
-champion = serving.load_champion({folder_store.url("")!r}, code={CODE!r})
-champion.predict([{pictures(1)[0]!r}])
-print(*(m for m in ("boto3", "prefect", "evidently", "sklearn", "matplotlib", "accelerate") if m in sys.modules))
-"""
-    support = str(Path(__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": support}
-    )
-    assert done.stdout.split() == []
 
 
 def test_every_answer_names_its_release(store: Store) -> None:
@@ -136,6 +116,45 @@ def test_moves_are_followed(store: Store) -> None:
     alias.pin(store)
     assert not champion.refresh()
     assert champion.last_error is None
+
+
+def test_another_alias_is_followed_too(store: Store) -> None:
+    publish(store, 1)
+    key = write_release(store, 2).id
+    name_it(store, "shadow", key)
+    champion, shadow = opened(store), load_champion(store.url(""), alias="shadow", code=CODE, min_interval=0)
+    assert (champion.version, shadow.version, shadow.release) == (1, 0, key)
+    assert not champion.refresh()
+    name_it(store, "shadow", "release-001")
+    assert shadow.refresh()
+    assert shadow.release == "release-001"
+    alias.remove(store, "shadow")
+    assert not shadow.refresh()
+    assert "the alias shadow at" in (shadow.last_error or "")
+    assert len(shadow.predict(pictures())) == 4
+    with pytest.raises(ReleaseError, match=r"the alias shadow at .* got none"):
+        load_champion(store.url(""), alias="shadow", code=CODE)
+
+
+def name_it(store: Store, name: str, release: str) -> None:
+    """Let an alias name a release, as `everfresh promote` does."""
+    log = moves(store, name)
+    move = AliasMove(
+        seq=log.last_seq() + 1, id=release, kind="promote", release=release, version=0, by="", reason="", at=store.now()
+    )
+    assert log.append(move.seq, move)
+
+
+def test_an_exported_release_needs_no_code_and_says_the_same(store: Store) -> None:
+    publish(store, 5, formats=("pt2",))
+    champion = load_champion(store.url(""), file="model.pt2", min_interval=0)
+    answers = champion.predict(pictures())
+    check(answers)
+    assert np.allclose(answers.probabilities, opened(store).predict(pictures()).probabilities, atol=1e-6)
+    publish(store, 6)
+    assert not champion.refresh()
+    assert "must name model.pt2, got model.safetensors" in (champion.last_error or "")
+    assert champion.version == 5
 
 
 def test_a_look_is_one_small_request(s3_endpoint: str, s3_store: S3Store) -> None:
