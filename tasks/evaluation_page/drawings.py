@@ -51,7 +51,7 @@ def slices_picture(groups: Sequence[Sequence[SliceRow]], overall: float, left_ou
     y = 0
     for group in groups:
         axes.text(
-            -0.49, y, plain(short(group[0].column, 40), 40), size=10.5, weight="bold", color=INK, va="center", clip_on=False
+            -0.58, y, plain(short(group[0].column, 40), 40), size=10.5, weight="bold", color=INK, va="center", clip_on=False
         )
         axes.axhline(y - 0.55, color="#DDDDDD", linewidth=0.8)
         for row in group:
@@ -79,10 +79,10 @@ def slices_picture(groups: Sequence[Sequence[SliceRow]], overall: float, left_ou
 def _slice(axes: Axes, row: SliceRow, y: int) -> None:
     colour = RED if row.flagged else BLUE
     if row.flagged:
-        axes.axhspan(y - 0.5, y + 0.5, xmin=-0.58, xmax=1.66, color="#FBE9DF", linewidth=0, zorder=0, clip_on=False)
+        axes.axhspan(y - 0.5, y + 0.5, xmin=-0.6, xmax=1.68, color="#FBE9DF", linewidth=0, zorder=0, clip_on=False)
     weight = "bold" if row.flagged else "normal"
     name = plain(short(row.value, 26) or "(none)", 26)
-    axes.text(-0.46, y, name, size=9.5, color=INK, va="center", weight=weight, clip_on=False)
+    axes.text(-0.555, y, name, size=9.5, color=INK, va="center", weight=weight, clip_on=False)
     axes.text(-0.03, y, f"{row.samples:,}", size=9, color="#555555", ha="right", va="center", clip_on=False)
     if row.champion is not None:
         _interval(axes, row.champion, y - 0.2, GREY, marker="s", size=4)
@@ -96,7 +96,7 @@ def _slice(axes: Axes, row: SliceRow, y: int) -> None:
 
 def _interval(axes: Axes, at: Interval, y: float, colour: str, *, marker: str, size: int) -> None:
     axes.plot([at.low, at.high], [y, y], color=colour, linewidth=2.2 if size > 4 else 1.5, solid_capstyle="butt", zorder=3)
-    axes.plot([at.value], [y], marker=marker, markersize=size, color=colour, linewidth=0, zorder=4)
+    axes.plot([at.value], [y], marker=marker, markersize=size, color=colour, linewidth=0, zorder=4, clip_on=False)
 
 
 def _legend(drawn: Figure, height: int, *, champion: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,9 +18,11 @@ from everfresh.tasks.inputs import decode
 from everfresh.tasks.pages import jpeg_uri, short, thumbnail
 from everfresh.tasks.slices import LABEL
 
+log = logging.getLogger(__name__)
 SHOWN = 8
 SIDE = 144
 """Pixels of a thumbnail."""
+OUTLINE = (230.0, 159.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,10 @@ def shown_flips(
         explained: how many to explain; it costs about one prediction each and model.
     """
     some = [int(row) for row in rows[:SHOWN]]
-    if not some or judged.champion is None:
+    if not some or judged.champion is None or not judged.places:
         return []
     data = list(read(judged, some))
-    looked: list[tuple[str, str]] = []
-    if challenger and champion:
-        each = ((champion, judged.champion.numpy()), (challenger, judged.challenger.numpy()))
-        told = [_explained(judged, some[:explained], data, model, scores) for model, scores in each]
-        looked = list(zip(*told, strict=True))
+    looked = _looked(judged, some[:explained], data, challenger, champion)
     pictures = not (challenger and challenger.embedder.spec.features)
     samples = judged.samples()
     found = []
@@ -86,6 +85,21 @@ def _answer(judged: Judged, scores: Tensor, row: int) -> str:
     one = scores[[row]].numpy()
     sure = float(confidence(judged.targets, one)[0])
     return short(judged.targets.texts(one)[0], 40) + ("" if np.isnan(sure) else f" {sure:.0%}")
+
+
+def _looked(
+    judged: Judged, rows: Sequence[int], data: Sequence[bytes], challenger: Contender | None, champion: Contender | None
+) -> list[tuple[str, str]]:
+    """For each of `rows` what champion and challenger looked at; nothing where a network cannot be asked, which is logged."""
+    if not (challenger and champion) or judged.champion is None:
+        return []
+    try:
+        before = _explained(judged, rows, data, champion, judged.champion.numpy())
+        after = _explained(judged, rows, data, challenger, judged.challenger.numpy())
+    except Exception:  # of somebody's network, which need not let gradients through
+        log.warning("what the models looked at could not be found", exc_info=True)
+        return []
+    return list(zip(before, after, strict=True))
 
 
 def _explained(
@@ -114,13 +128,15 @@ def _reason_words(added: dict[str, float]) -> str:
 
 
 def _lit(picture: Tensor, warmth: NDArray[np.float32]) -> str:
-    """The picture as the model was fed it, dark and grey where it did not look."""
+    """The picture as the model was fed it, dark and grey where it did not look, the brighter half outlined."""
     from PIL import Image
 
-    pixels = picture.permute(1, 2, 0).numpy().astype(np.float32)  # (S, S, 3)
-    light = warmth[..., None]
-    grey = pixels.mean(axis=2, keepdims=True) * 0.45
-    mixed = grey * (1 - light) + pixels * light + light * (1 - light) * np.array([90.0, 45.0, 0.0], dtype=np.float32)
-    tile = Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
-    how = Image.Resampling.NEAREST if tile.width < SIDE else Image.Resampling.LANCZOS
-    return jpeg_uri(tile.resize((SIDE, SIDE), how))
+    whole = Image.fromarray(picture.permute(1, 2, 0).numpy())
+    how = Image.Resampling.NEAREST if whole.width < SIDE else Image.Resampling.LANCZOS
+    pixels = np.asarray(whole.resize((SIDE, SIDE), how), dtype=np.float32)  # (S, S, 3)
+    light = np.asarray(Image.fromarray(warmth).resize((SIDE, SIDE), Image.Resampling.BILINEAR))[..., None]
+    mixed = pixels.mean(axis=2, keepdims=True) * 0.35 * (1 - light) + pixels * light
+    bright = np.pad(light[..., 0] > 0.5, 2, mode="edge")
+    inner = np.logical_and.reduce([bright[y : y + SIDE, x : x + SIDE] for y in (0, 2, 4) for x in (0, 2, 4)])
+    mixed[bright[2:-2, 2:-2] & ~inner] = OUTLINE
+    return jpeg_uri(Image.fromarray(mixed.clip(0, 255).astype(np.uint8)))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from everfresh.tasks.evaluation_page.samples import confidence
 from everfresh.tasks.gates import Judged
+from everfresh.tasks.gates.evidence import holm
 from everfresh.tasks.records import Comparison, Interval, Scores, digest_of
 from everfresh.tasks.slices import LABEL, WINDOW, by_slice, wilson
 
@@ -225,23 +226,15 @@ def slice_rows(judged: Judged) -> list[SliceRow]:
             challenger=part.accuracy,
             champion=before[place].accuracy if before else None,
             others=(hits - part.right) / (count - part.samples),
-            p_value=p,
+            p_value=float(p),
         )
-        for place, (part, p) in enumerate(zip(made, _holm(raw), strict=True))
+        for place, (part, p) in enumerate(zip(made, holm(raw), strict=True))
     ]
     worst: dict[str, tuple[bool, bool, float]] = {}
     for row in rows:
         key = (row.built_in, not row.flagged, row.gap)
         worst[row.column] = min(worst.get(row.column, key), key)
     return sorted(rows, key=lambda r: (worst[r.column], r.column, r.challenger.value, r.value))
-
-
-def _holm(raw: Floats) -> list[float]:
-    """Corrected p-values (Holm 1979)."""
-    order = np.argsort(raw, kind="stable")
-    corrected = np.empty(len(raw))
-    corrected[order] = np.maximum.accumulate(raw[order] * (len(raw) - np.arange(len(raw))))
-    return [float(min(1.0, p)) for p in corrected]
 
 
 # --- flips ---------------------------------------------------------------------------------------------------------

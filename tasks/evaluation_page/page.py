@@ -21,8 +21,9 @@ from everfresh.tasks.pages import Panel, percent, render, short
 from everfresh.tasks.records import Candidate, Evaluation, Interval, Verdict
 
 PAGE, SLICES = "report.html", "slices.png"
+HERE, EARLIER = "this window's hold-out", "earlier hold-outs"
 LISTED = 3
-"""Flagged slices that the head names."""
+"""Flagged slices that the head names, of each set of samples."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Page:
     warnings: list[str]
     facts: list[tuple[str, str]]
     gates: list[Gate]
-    slices: Panel | None
+    slices: list[tuple[str, Panel]]
+    """Of which samples, and the picture."""
     tables: list[Table]
     answers: tuple[str, str] | None
     """The picture of both models' answers as a URI, and what it shows."""
@@ -102,7 +104,7 @@ def write_page(
     files = {PAGE: folder / PAGE}
     files[PAGE].write_text(render("evaluation.html.j2", page=page), encoding="utf-8")
     if page.slices:
-        files[SLICES] = save(page.slices.figure, folder / SLICES)
+        files[SLICES] = save(page.slices[0][1].figure, folder / SLICES)
     return files
 
 
@@ -116,23 +118,23 @@ def _page(
     answers: tuple[Path, str] | None,
 ) -> Page:
     window, bank, challenger = trial.window, trial.bank, tried[-1]
-    whole = joined(window, bank) if len(bank.labels) else window
-    rows = slice_rows(whole)
+    whole = joined(window, bank)
+    sets = [(name, part, slice_rows(part)) for name, part in ((HERE, window), (EARLIER, bank))]
     lost, won = flips(whole)
     models = (trial.challenger, trial.champion)
     return Page(
         title=f"Everfresh · {short(pipeline, 60)} · window {seq} · {challenger.rung} against {named(version)}",
         badge=("Passed", "green") if evaluation.passed else ("Rejected", "red"),
         sentence=sentence(evaluation, challenger.rung, version),
-        warnings=warnings(rows),
+        warnings=[line for name, _, rows in sets for line in warnings(rows, name)],
         facts=_facts(evaluation, len(lost), len(won)),
         gates=[_gate(v) for v in evaluation.verdicts],
-        slices=_slices(rows, whole),
+        slices=[(name, panel) for name, part, rows in sets if (panel := _slices(part, rows))],
         tables=[
             Table(title, [_metric(m) for m in metrics(judged, on, evaluation.key)])
             for title, judged, on in (
-                (f"This window's hold-out, {len(window.labels):,} samples", window, evaluation.window),
-                (f"Earlier hold-outs (bank), {len(bank.labels):,} samples", bank, evaluation.bank),
+                (f"Scores on {HERE}, {len(window.labels):,} samples", window, evaluation.window),
+                (f"Scores on {EARLIER}, {len(bank.labels):,} samples", bank, evaluation.bank),
             )
             if on is not None and len(judged.labels)
         ],
@@ -141,8 +143,8 @@ def _page(
         lost=shown_flips(whole, lost, *models, explained=4),
         won=shown_flips(whole, won, *models, explained=2),
         counts=(len(lost), len(won)),
-        costs=[_cost(c, evaluation, challenger) for c in tried],
-        notes=_notes(evaluation, len(whole.labels), challenger),
+        costs=[*(_cost(c) for c in tried[:-1]), _cost(challenger, evaluation.window.gain, f"{len(lost):,} / {len(won):,}")],
+        notes=_notes(evaluation, challenger),
         pictures=not challenger.spec.features,
     )
 
@@ -150,7 +152,7 @@ def _page(
 # --- words ---------------------------------------------------------------------------------------------------------
 
 
-def warnings(rows: Sequence[SliceRow]) -> list[str]:
+def warnings(rows: Sequence[SliceRow], where: str) -> list[str]:
     """Whom the challenger fails beyond chance: columns of the source first, then labels and windows, the worst first."""
     flagged = sorted((row for row in rows if row.flagged), key=lambda row: (row.built_in, row.gap))
     found = []
@@ -158,10 +160,10 @@ def warnings(rows: Sequence[SliceRow]) -> list[str]:
         was = f"; the champion {percent(row.champion.value)}" if row.champion else ""
         found.append(
             f"{short(row.column, 24)} = {short(row.value, 24) or '(none)'}: {percent(row.challenger.value)} right, all others "
-            f"{percent(row.others)} ({points(row.gap)}, {row.samples:,} samples{was})"
+            f"{percent(row.others)} ({points(row.gap)}, {row.samples:,} samples of {where}{was})"
         )
     if len(flagged) > LISTED:
-        found.append(f"and {len(flagged) - LISTED} more")
+        found.append(f"and {len(flagged) - LISTED} more of {where}")
     return found
 
 
@@ -203,37 +205,34 @@ def _metric(metric: Metric) -> tuple[str, str, str, str]:
 
 
 def _value(found: Interval, share: bool) -> str:
-    said = [f"{v:.1%}" if share else f"{v:.4g}" for v in (found.value, found.low, found.high)]
+    said = [f"{v:.1%}" if share else f"{v:.3g}" for v in (found.value, found.low, found.high)]
     return said[0] if found.low == found.high else f"{said[0]} ({said[1]} … {said[2]})"
 
 
-def _cost(candidate: Candidate, evaluation: Evaluation, challenger: Candidate) -> tuple[str, ...]:
+def _cost(candidate: Candidate, proven: Interval | None = None, flipped: str = "–") -> tuple[str, ...]:
     gain = "–" if candidate.gain is None else f"{candidate.gain * 100:+.1f}".replace("-", "−")
-    proven = evaluation.window.gain if candidate.key == challenger.key else None
     return (
         candidate.rung,
         f"{candidate.cost.device_seconds:.1f}",
-        f"{candidate.cost.seconds:.1f}",
         candidate.device,
         f"{candidate.reached:.1%}",
         gain,
-        "not asked"
-        if proven is None and candidate.key != challenger.key
-        else difference_words(proven, share=True)
-        if proven
-        else "–",
+        "–" if proven is None else difference_words(proven, share=True),
+        flipped,
     )
 
 
-def _notes(evaluation: Evaluation, samples: int, challenger: Candidate) -> list[str]:
+def _notes(evaluation: Evaluation, challenger: Candidate) -> list[str]:
     notes = [
         "Neither model learnt from any of these samples. Intervals hold 95 %: Wilson's for shares, else the bootstrap over "
         "samples, paired for differences.",
-        f"Slices are of all {samples:,} held-out samples, earlier ones included. Red: fewer right answers than chance "
-        "gives, by Fisher's exact test against the other samples, at 5 % over all slices together (Holm).",
+        "Red slices: fewer right answers than chance gives, by Fisher's exact test against the other samples, at 5 % over all "
+        "slices together (Holm).",
     ]
     if evaluation.champion is not None:
-        notes.append("A negative flip was right before and is wrong now. The surest mistakes come first.")
+        notes.append(
+            "A negative flip was right before and is wrong now, on any held-out sample. The surest mistakes come first."
+        )
     if challenger.spec.features:
         notes.append("Reasons: integrated gradients from a row of means. A hint, no proof.")
     else:
@@ -247,7 +246,7 @@ def _notes(evaluation: Evaluation, samples: int, challenger: Candidate) -> list[
 # --- drawings ------------------------------------------------------------------------------------------------------
 
 
-def _slices(rows: list[SliceRow], whole: Judged) -> Panel | None:
+def _slices(judged: Judged, rows: list[SliceRow]) -> Panel | None:
     groups = shown_slices(rows)
     if not groups:
         return None
@@ -256,7 +255,7 @@ def _slices(rows: list[SliceRow], whole: Judged) -> Panel | None:
         f"{short(row.column)} {short(row.value)} {percent(row.challenger.value)}{' (worse beyond chance)' * row.flagged}"
         for row in shown
     )
-    drawn = slices_picture(groups, float(whole.right().mean()), len(rows) - len(shown))
+    drawn = slices_picture(groups, float(judged.right().mean()), len(rows) - len(shown))
     return Panel(drawn, f"Accuracy of the challenger by slice, worst first. {said}")
 
 
