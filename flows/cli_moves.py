@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from everfresh.flows.cli_shared import AsJson, Pipeline, Reason, opened, show
+from everfresh.flows.cli_shared import AsJson, Pipeline, Reason, Release, opened, show
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.errors import ConfigError
 
@@ -19,9 +19,6 @@ TOLD_WITHIN = 10.0
 app = typer.Typer()
 
 Alias = Annotated[str, typer.Option("--alias", help="The alias to move: champion, challenger, shadow, or a new one.")]
-Release = Annotated[
-    str, typer.Argument(help="A version such as v3, an alias, or how a release's id begins.", show_default=False)
-]
 
 
 @app.command()

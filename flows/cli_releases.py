@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from everfresh.flows.cli_shared import AsJson, Pipeline, opened, show
+from everfresh.flows.cli_shared import FAILED, MEANT, AsJson, Pipeline, Release, opened, show
+from everfresh.tasks.errors import ConfigError
 
 app = typer.Typer()
 
@@ -34,6 +36,63 @@ def releases(
         show(releases_table(facts), as_json=False)
     else:
         sys.stdout.write("no release yet: `everfresh run` makes the first\n")
+
+
+@app.command()
+def verify(
+    pipeline: Pipeline,
+    release: Annotated[str | None, typer.Argument(help=MEANT)] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every release, and whatever an alias names.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read every file of a release and compare it with its digest; the champion if none is named. Exit code 1: not whole.
+
+    Example: everfresh verify pipeline.yaml --all
+    """
+    from everfresh.tasks.catalogue import named, named_or_standing
+    from everfresh.tasks.pull import problems
+
+    store = opened(pipeline)[1]
+    if everything and release is not None:
+        raise ConfigError(f"verify: --all must stand alone, got {release} too. Leave one out.")
+    found = []
+    for goal in named_or_standing(store) if everything else [named(store, release or "champion")]:
+        wrong = problems(store, goal)
+        found.append({"release": goal.release, "version": goal.version or None, "whole": not wrong, "problems": wrong})
+        if not as_json:
+            sys.stdout.write(f"{'FAIL' if wrong else 'ok  '} {goal.label} ({goal.release[:12]})\n")
+            sys.stdout.writelines(f"     {words}\n" for words in wrong)
+    if as_json:
+        show(found, as_json=True)
+    if not all(one["whole"] for one in found):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def pull(
+    pipeline: Pipeline,
+    release: Release,
+    target: Annotated[Path, typer.Argument(help="A folder that is absent or empty.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Copy a release to a folder, each file verified: the whole of it, or nothing. The same release twice is fine.
+
+    Example: everfresh pull pipeline.yaml champion model/
+    """
+    from everfresh.tasks.catalogue import named
+    from everfresh.tasks.pull import pull as copy
+
+    store = opened(pipeline)[1]
+    goal = named(store, release)
+    files = copy(store, goal, target).files
+    if as_json:
+        show(
+            {"release": goal.release, "version": goal.version or None, "target": str(target), "files": sorted(files)},
+            as_json=True,
+        )
+    else:
+        size = sum(part.size for part in files.values())
+        sys.stdout.write(f"pull: {goal.label} ({goal.release[:12]}) stands in {target}: {len(files)} files, {size:,} bytes\n")
 
 
 @app.command()

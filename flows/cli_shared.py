@@ -12,9 +12,11 @@ import typer
 from everfresh.tasks.config import PipelineConfig, load_config
 
 FAILED, WRONG_USE, REJECTED, STOPPED = 1, 2, 3, 130
+MEANT = "A version such as v3, an alias, or how a release's id begins."
 
 Pipeline = Annotated[Path, typer.Argument(help="The pipeline file, as `everfresh init` writes it.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
+Release = Annotated[str, typer.Argument(help=MEANT, show_default=False)]
 Reason = Annotated[str, typer.Option("--reason", help="Why; it stands in the history.")]
 
 

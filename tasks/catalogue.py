@@ -136,3 +136,11 @@ def named(store: Store, name: str) -> Named:
         f"release: must be a version such as v3, an alias ({known}) or how an id begins, got {name!r}. "
         "See `everfresh releases`."
     )
+
+
+def named_or_standing(store: Store) -> list[Named]:
+    """All releases that stand in the store or that an alias names, in order of versions, those without one last."""
+    numbers = versions(store)
+    known = {*release_ids(store), *(move.release for move in aliases(store).values())}
+    found = [Named(release, numbers.get(release, 0)) for release in sorted(known)]
+    return sorted(found, key=lambda n: (n.version == 0, n.version))

@@ -21,7 +21,7 @@ from everfresh.tasks.ledger import CHAMPION, alias_names, champion_moves, find, 
 from everfresh.tasks.records import RemovedRelease, Tick
 from everfresh.tasks.store import Listed, Store
 
-STAYS = ("card.md", "config.json", "lineage.json", "metrics.json")
+STAYS = ("card.md", "config.json", "lineage.json", "metrics.json", "verdicts.json")
 """Files of a release that stay when its weights go: some kilobytes that say what it was."""
 
 

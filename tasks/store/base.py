@@ -247,6 +247,21 @@ def undamaged(transfer: Callable[[], T]) -> T:
     return transfer()
 
 
+def bring(store: Store, part: Part, path: Path) -> None:
+    """Copy the part's bytes to a local file, verified.
+
+    Raises:
+        DigestMismatch: the bytes are not what was recorded.
+        ObjectMissing: there are none.
+    """
+
+    def copy() -> None:
+        store.download(part.key, path)
+        check_digest(path, part, store.url(part.key))
+
+    undamaged(copy)
+
+
 def cached(store: Store, part: Part, folder: Path) -> Path:
     """A file in `folder` with the part's bytes, under its digest; brought there, whole and verified, if it is not yet.
 
@@ -257,13 +272,8 @@ def cached(store: Store, part: Part, folder: Path) -> Path:
     if not _is_whole(path, part):
         make_cache(folder)
         partial = folder / f"{part.sha256}.{uuid.uuid4().hex}"
-
-        def bring() -> None:
-            store.download(part.key, partial)
-            check_digest(partial, part, store.url(part.key))
-
         try:
-            undamaged(bring)
+            bring(store, part, partial)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

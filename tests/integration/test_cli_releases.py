@@ -115,7 +115,25 @@ def test_the_rule_of_the_file_holds_where_no_option_is_given(alone: Everfresh, f
     assert "retention.keep_releases" in said(alone("sweep", file), 2)
 
 
-@pytest.mark.parametrize("command", ["rollback", "promote", "pin", "releases", "sweep"])
+def test_a_release_is_verified_and_pulled(alone: Everfresh, file: Path, tmp_path: Path) -> None:
+    assert said(alone("verify", file)) == f"ok   v3 ({release_id(3)[:12]})\n"
+    assert [one["version"] for one in said(alone("verify", file, "--all", "--json"))] == [1, 2, 3, None]
+    target = tmp_path / "model"
+    words = said(alone("pull", file, "shadow", target), 1)
+    assert words.startswith("everfresh: release: must be a version such as v3, an alias")
+        "everfresh: release: must be a version such as v3, an alias"
+    )
+    assert said(alone("pull", file, "v2", target)).startswith(f"pull: v2 ({release_id(2)[:12]}) stands in {target}: 3 files, ")
+    assert said(alone("pull", file, "champion", target), 1).startswith("everfresh: pull: the target must be absent or an empty")
+    store_of(file).put(f"releases/{release_id(2)}/model.safetensors", b"x")
+    store_of(file).delete(f"releases/{release_id(3)}/card.md")
+    words = said(alone("verify", file, "--all"), 1)
+    assert f"ok   v1 ({release_id(1)[:12]})\nFAIL v2 ({release_id(2)[:12]})\n     model.safetensors: " in words
+    assert "     card.md: " in words
+    assert "--all must stand alone" in said(alone("verify", file, "v2", "--all"), 2)
+
+
+@pytest.mark.parametrize("command", ["rollback", "promote", "pin", "releases", "sweep", "verify"])
 def test_a_command_on_releases_loads_neither_torch_nor_prefect(file: Path, tmp_path: Path, command: str) -> None:
     arguments = [command, str(file), *(["v1"] if command == "promote" else [])]
     code = f"""
