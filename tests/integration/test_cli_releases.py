@@ -121,8 +121,6 @@ def test_a_release_is_verified_and_pulled(alone: Everfresh, file: Path, tmp_path
     target = tmp_path / "model"
     words = said(alone("pull", file, "shadow", target), 1)
     assert words.startswith("everfresh: release: must be a version such as v3, an alias")
-        "everfresh: release: must be a version such as v3, an alias"
-    )
     assert said(alone("pull", file, "v2", target)).startswith(f"pull: v2 ({release_id(2)[:12]}) stands in {target}: 3 files, ")
     assert said(alone("pull", file, "champion", target), 1).startswith("everfresh: pull: the target must be absent or an empty")
     store_of(file).put(f"releases/{release_id(2)}/model.safetensors", b"x")
