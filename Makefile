@@ -7,7 +7,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .PHONY: help run test test-slow lint format bench bench-seeds bench-pacs bench-adapt bench-forgetting bench-kill bench-s3 bench-upload \
 	bench-drift bench-drift-speed bench-harm bench-flights bench-flights-stream bench-train-overhead bench-train-layout bench-train-input \
-	bench-train-peers lock clean
+	bench-train-peers bench-serve lock clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
@@ -89,6 +89,9 @@ bench-train-input: .venv/.installed ## training from JPEGs in shards against the
 
 bench-train-peers: .venv/.installed ## the same fine-tune in other trainers; needs PACS_DATA, SQUEEZENET and the extra peers
 	$(BIN)/python -W ignore benchmarks/train_peers.py
+
+bench-serve: .venv/.installed ## a service under load through 50 releases, 20 rollbacks and a minute without the store
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/serve_refresh.py
 
 lock: .venv/.installed ## resolve anew, hashes and no host names
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

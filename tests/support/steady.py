@@ -139,6 +139,12 @@ class Service:
                 raise TimeoutError(f"v{self.version} answers, not v{version}")
         return time.monotonic() - begun
 
+    def wait_for_any(self) -> None:
+        """Until it answers at all."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.version >= 0, WITHIN):
+                raise TimeoutError("no version answers")
+
     def end(self) -> Seen:
         """What it saw."""
         if self.process.stdin is not None:
@@ -170,13 +176,13 @@ def running_service(
                 pipe.close()
 
 
-def moves(store: Store, releases: int, rollbacks: int, architecture: str, seed: int = 0) -> Iterator[Callable[[], int]]:
-    """Publications from version 2 on, rollbacks among them; each makes another version champion and gives its number."""
-    draw = random.Random(seed)
+def moves(store: Store, releases: int, rollbacks: int, architecture: str, first: int = 2) -> Iterator[Callable[[], int]]:
+    """Publications from version `first` on, rollbacks among them; each makes another version champion and gives its number."""
+    draw = random.Random(0)
     kinds = ["publish"] * releases + ["rollback"] * rollbacks
     draw.shuffle(kinds)
     kinds.insert(0, kinds.pop(kinds.index("publish")))
-    number = 1
+    number = first - 1
 
     def publication(version: int) -> int:
         return publish(store, version, architecture=architecture).version
