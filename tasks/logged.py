@@ -71,7 +71,7 @@ class PredictionSource(Source):
     def _read(self, place: int, item: Listed, members: list[SourceFile]) -> tuple[dict[str, Annotation], bool]:
         """What is known of each sample of a shard, and whether all have a label."""
         said: dict[str, Annotation] = {}
-        labels = newest_labels((i.key, self._stores[p].get(i.key)) for p, i in self._labels[PurePosixPath(item.key).stem])
+        labels = newest_labels((i.key, self.local(p, i).read_bytes()) for p, i in self._labels[PurePosixPath(item.key).stem])
         rows = {row.get("member"): row for row in rows_in(self._table(place, item), f"{item.key}/{TABLE}")}
         for member in members:
             row = rows.get(member.key.removeprefix(f"{item.key}/"))

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -75,13 +77,8 @@ class PredictionLog:
     ) -> None:
         self._store, self._flush_every = open_store(str(address), s3), flush_every
         self._shard_bytes, self._most_bytes = shard_bytes, most_bytes
-        self._lock, self._writing = threading.Lock(), threading.Lock()
-        self._wake, self._closing = threading.Event(), threading.Event()
-        self._thread: threading.Thread | None = None
-        self._sealed: deque[_Sealed] = deque()
-        self._labels: dict[str, list[tuple[str, Label, datetime]]] = {}
-        self._waiting = 0
-        self._begin()
+        self._start_empty()
+        _after_fork(self)
         self.written = 0
         """Predictions that stand in the store."""
         self.dropped = 0
@@ -91,8 +88,14 @@ class PredictionLog:
         self.last_error: str | None = None
         """Why the last write went wrong; None if it did not."""
 
-    def _begin(self) -> None:
-        self._shard, self._open, self._open_bytes = new_shard(datetime.now(UTC)), list[Logged](), 0
+    def _start_empty(self) -> None:
+        self._lock, self._writing = threading.Lock(), threading.Lock()
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._shard, self._open, self._open_bytes = "", list[Logged](), 0
+        self._labels: dict[str, list[tuple[str, Label, datetime]]] = {}
+        self._sealed: deque[_Sealed] = deque()
+        self._waiting = 0
 
     @property
     def waiting_bytes(self) -> int:
@@ -134,6 +137,8 @@ class PredictionLog:
             self.dropped += 1
             return None
         self._start()
+        if not self._open:
+            self._shard = new_shard(now)
         identity = prediction_id(self._shard, len(self._open))
         confidence = None if said.confidence is None else float(said.confidence[index])
         texts = {str(name): str(value) for name, value in slices.items()}
@@ -197,7 +202,7 @@ class PredictionLog:
         if self._open:
             logged, size = self._open, self._open_bytes
             self._sealed.append(_Sealed(shard_key(self._shard), lambda: pack(logged), size, len(logged), 0))
-            self._begin()
+            self._open, self._open_bytes = [], 0
         for shard, labels in self._labels.items():
             content = pack_labels(labels)
             key = labels_key(shard, labels[-1][2])
@@ -205,7 +210,7 @@ class PredictionLog:
         self._labels = {}
 
     def _start(self) -> None:
-        """The thread that writes; it begins with the first prediction of a process, so a fork before it does no harm."""
+        """The thread that writes; it begins with the first prediction of a process."""
         if self._thread is None:
             self._closing.clear()
             self._thread = threading.Thread(target=self._keep_writing, name="everfresh-predictions", daemon=True)
@@ -240,6 +245,17 @@ class PredictionLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _after_fork(log: PredictionLog) -> None:
+    """Let a child process begin with an empty log: its parent writes what it holds."""
+    this = weakref.ref(log)
+
+    def forget() -> None:
+        if (mine := this()) is not None:
+            mine._start_empty()
+
+    os.register_at_fork(after_in_child=forget)
 
 
 def _plain(label: Any) -> Label:

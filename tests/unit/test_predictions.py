@@ -232,6 +232,27 @@ while True:
     assert quarantined(store, entry) == {}
 
 
+def test_workers_that_a_process_forks_write_logs_of_their_own(tmp_path: Path) -> None:
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_predictions import PredictionLog, noise, said
+log = PredictionLog({str(tmp_path / "log")!r}, flush_every=60)
+log.log([noise(0)], said(1))
+child = os.fork()
+with log:
+    log.log([noise(1 if child else 2)], said(1))
+if child:
+    os.waitpid(child, 0)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, check=True)
+    entry = ingest(store := FolderStore(tmp_path / "store"), reading(str(tmp_path / "log")))
+    assert entry is not None
+    view = View(store, entry.view)
+    assert sorted(view.read(view.rows())) == sorted(map(noise, range(3)))
+
+
 # --- reading ---------------------------------------------------------------------------------------------
 
 
