@@ -128,7 +128,7 @@ def sweep(
     age, rule = timedelta(hours=older_than), asked if asked.asked else config.retention
     planned = plan(store, rule, age, config.model.weights)
     gone = set(carry_out(store, planned, reason=f"retention: {rule.words}")) if delete else set()
-    old = [item for item in planned.objects if item.key in gone or not delete]
+    old = [item for item in planned.listed if item.key in gone or not delete]
     found = [item for item in (remove if delete else debris)(store, age) if item.key not in {o.key for o in old}]
     kinds = {item.key: "unfinished" if isinstance(item, Unfinished) else "object" for item in found}
     kinds |= {item.key: "release" for item in old}
@@ -152,3 +152,7 @@ def _tell_releases(planned: Any, store: Any, asked: bool, delete: bool) -> None:
         verb = "stays  " if here else "removed" if delete else "goes   "
         why = ": an alias names it by now" if here else ""
         sys.stdout.write(f"{verb} {entry.label} ({entry.release.id[:12]}), {entry.size:,} bytes{why}\n")
+    if planned.spent:
+        size = sum(item.size for challenger in planned.spent for item in planned.objects[challenger])
+        verb = "removed" if delete else "goes   "
+        sys.stdout.write(f"{verb} {len(planned.spent)} challengers that never became a release, {size:,} bytes\n")

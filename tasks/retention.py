@@ -10,7 +10,7 @@ least sees the other, and gives way. A rerun goes on where the one before has di
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 
@@ -18,7 +18,7 @@ from everfresh.tasks.alias import retire_all, user
 from everfresh.tasks.catalogue import REMOVED, Entry, catalogue, removed
 from everfresh.tasks.config import RetentionConfig
 from everfresh.tasks.ledger import CHAMPION, alias_names, champion_moves, find, moves, settle
-from everfresh.tasks.records import RemovedRelease, Tick
+from everfresh.tasks.records import JournalEntry, Package, Release, RemovedRelease, Tick
 from everfresh.tasks.store import Listed, Store
 
 STAYS = ("card.md", "config.json", "lineage.json", "metrics.json", "verdicts.json")
@@ -33,15 +33,17 @@ class Plan:
     """Why each release that stays does, by its label."""
     going: tuple[Entry, ...]
     """Releases that go, oldest first."""
-    objects: tuple[Listed, ...]
-    """All that goes, with what an earlier removal has left."""
-    undone: tuple[str, ...] = field(default=())
+    spent: tuple[str, ...]
+    """Ids of the challengers that go: they never became a release."""
+    objects: dict[str, tuple[Listed, ...]]
+    """All that goes, by the id of the release or challenger, with what an earlier removal has left."""
+    undone: tuple[str, ...] = ()
     """Ids of releases whose removal was begun and is not wanted any more."""
 
     @property
-    def size(self) -> int:
-        """Bytes that become free."""
-        return sum(item.size for item in self.objects)
+    def listed(self) -> list[Listed]:
+        """All objects that go."""
+        return [item for items in self.objects.values() for item in items]
 
 
 def plan(store: Store, rule: RetentionConfig, grace: timedelta, weights: str | None = None) -> Plan:
@@ -57,14 +59,43 @@ def plan(store: Store, rule: RetentionConfig, grace: timedelta, weights: str | N
     wanted = rule.asked and any(CHAMPION in e.aliases for e in entries)
     reasons = _reasons(store, entries, rule, grace, weights or "") if wanted else {e.release.id: "all" for e in entries}
     going = [e for e in entries if e.release.id not in reasons or (e.retired and e.release.id in begun)]
-    leaving = {e.release.id for e in going} | (begun.keys() - {e.release.id for e in entries})
-    listed = (*store.list("releases"), *store.list("candidates"))
+    standing = {e.release.id for e in entries}
+    spent = _spent(store, max(grace, timedelta(days=rule.keep_days or 0))) - standing - begun.keys() if wanted else set()
+    stays = {e.release.id: _stays(e.release) for e in going} | {key: set[str]() for key in spent}
+    stays |= {gone: _stays(record.release) for gone, record in begun.items() if gone not in standing}
+    objects = _objects(store, stays) if stays else {}
     return Plan(
         kept={e.label: reasons[e.release.id] for e in entries if e not in going},
         going=tuple(going),
-        objects=tuple(item for item in listed if item.key.split("/")[1] in leaving and _goes(item.key, begun)),
+        spent=tuple(sorted(spent & objects.keys())),
+        objects=objects,
         undone=tuple(e.release.id for e in entries if e not in going and _is_old(begun.get(e.release.id), store.now() - grace)),
     )
+
+
+def _stays(release: Release) -> set[str]:
+    """Keys that stay of a release that goes."""
+    return {f"releases/{release.id}/{REMOVED}", *(part.key for name, part in release.files.items() if name in STAYS)}
+
+
+def _spent(store: Store, age: timedelta) -> set[str]:
+    """Challengers of ticks that ended so long ago."""
+    entries = (find(store, item.key, JournalEntry) for item in store.list("journal"))
+    old = [e for e in entries if e is not None and e.finished_at <= store.now() - age]
+    return {tried.candidate for entry in old for tried in (*entry.tried, *entry.beside)}
+
+
+def _objects(store: Store, stays: dict[str, set[str]]) -> dict[str, tuple[Listed, ...]]:
+    """Objects of releases and challengers but for those that stay, and the records that name them."""
+    found: dict[str, list[Listed]] = {}
+    for item in (*store.list("releases"), *store.list("candidates"), *store.list("packages")):
+        folder, owner = item.key.split("/")[:2]
+        if folder == "packages":
+            package = find(store, item.key, Package)
+            owner = package.release if package else ""
+        if owner in stays and item.key not in stays[owner]:
+            found.setdefault(owner, []).append(item)
+    return {owner: tuple(items) for owner, items in found.items()}
 
 
 def _reasons(store: Store, entries: list[Entry], rule: RetentionConfig, grace: timedelta, weights: str) -> dict[str, str]:
@@ -108,16 +139,6 @@ def _is_old(begun: RemovedRelease | None, limit: datetime) -> bool:
     return begun is not None and begun.at <= limit
 
 
-def _goes(key: str, begun: dict[str, RemovedRelease]) -> bool:
-    """Whether an object goes with the release that it belongs to."""
-    folder, release, name = key.split("/", 2)
-    if folder == "candidates":
-        return True
-    known = begun.get(release)
-    stays = {part.key for part in known.release.files.values()} if known else {f"releases/{release}/{n}" for n in STAYS}
-    return name != REMOVED and key not in stays
-
-
 def carry_out(store: Store, planned: Plan, *, reason: str = "retention", by: str | None = None) -> list[str]:
     """Do what was planned, but leave what an alias has come to name meanwhile.
 
@@ -138,7 +159,7 @@ def carry_out(store: Store, planned: Plan, *, reason: str = "retention", by: str
         for entry in planned.going:
             if entry.release.id in retired and _close(store, entry, reason, by):
                 staying.discard(entry.release.id)
-    keys = (item.key for item in planned.objects if item.key.split("/")[1] not in staying)
+    keys = [item.key for owner, items in planned.objects.items() if owner not in staying for item in items]
     going = sorted(keys, key=lambda key: not key.endswith(("/release.json", "/record.json")))  # records first
     for key in going:
         store.delete(key)

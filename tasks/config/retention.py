@@ -11,7 +11,8 @@ class RetentionConfig(Section):
     """Which releases `everfresh sweep --delete` keeps: the newest, the younger ones, and whatever is in use.
 
     In use is what an alias names, or has named within `--older-than` hours; what a tick under way sets out from; what
-    `model.weights` names. Of the others the weights go; record, card, metrics and lineage stay.
+    `model.weights` names. Of the others the weights go; record, card, metrics and lineage stay. Challengers that
+    never became a release go `keep_days` and `--older-than` hours after their tick has ended.
     """
 
     keep_releases: int | None = Field(default=None, ge=1)

@@ -22,7 +22,7 @@ from everfresh.tasks.catalogue import catalogue, release_ids, removed
 from everfresh.tasks.config import RetentionConfig
 from everfresh.tasks.errors import ObjectMissing, ReleaseError
 from everfresh.tasks.ledger import aliases, champion_moves, find
-from everfresh.tasks.records import Release, Tick
+from everfresh.tasks.records import Cost, Decision, JournalEntry, Package, Release, Tick, TriedRung
 from everfresh.tasks.retention import carry_out, plan
 from everfresh.tasks.store import FolderStore, S3Store, Store
 from everfresh.tasks.sweep import sweep
@@ -85,7 +85,7 @@ def test_of_200_releases_the_newest_and_those_in_use_stay() -> None:
             "is shadow", "is champion", "model.weights names it", "younger than 3 days",
         }  # fmt: skip
         gone = carry_out(store, planned)
-        assert planned.size == sum(before[key] for key in gone)
+        assert sum(item.size for item in planned.listed) == sum(before[key] for key in gone)
         assert whole(store) == {release_id(n) for n in numbers}
         assert len(removed(store)) == 200 - len(numbers)
         ancestor = removed(store)[0]
@@ -93,7 +93,7 @@ def test_of_200_releases_the_newest_and_those_in_use_stay() -> None:
         for part in ancestor.release.files.values():
             assert store.read(part)
         assert sweep(store, NOW) == []  # what stays is no debris
-        assert plan(store, RetentionConfig(keep_releases=20, keep_days=3), DAY, release_id(5)).objects == ()
+        assert plan(store, RetentionConfig(keep_releases=20, keep_days=3), DAY, release_id(5)).objects == {}
 
 
 ACTS = ("publish", "make", "rollback", "pin", "unpin", "promote", "shadow", "unalias", "retire", "restore", "retain")
@@ -172,7 +172,7 @@ def test_a_tick_under_way_keeps_the_champion_that_it_set_out_from(folder_store: 
     )  # fmt: skip
     folder_store.create("ticks/00000001-tick.json", tick.to_bytes())
     assert plan(folder_store, RetentionConfig(keep_releases=1), NOW).kept["v1"] == "a tick under way sets out from it"
-    folder_store.create("journal/00000001-tick.json", b"ended")
+    folder_store.create("journal/00000001-tick.json", ended().to_bytes())
     assert plan(folder_store, RetentionConfig(keep_releases=1), NOW).kept.keys() == {"v3"}
 
 
@@ -180,17 +180,57 @@ def test_without_a_rule_all_stay(folder_store: FolderStore) -> None:
     publish(folder_store, 1)
     publish(folder_store, 2)
     planned = plan(folder_store, RetentionConfig(), NOW)
-    assert (planned.kept, planned.objects) == ({"v1": "all", "v2": "all"}, ())
+    assert (planned.kept, planned.objects) == ({"v1": "all", "v2": "all"}, {})
+
+
+def ended(*tried: TriedRung) -> JournalEntry:
+    """The entry of a tick that ended at noon."""
+    return JournalEntry(
+        seq=1, request="", view="v", samples=1, quarantined=0, labelled=1, decision=Decision(action="retrain", reasons=("so",)),
+        tried=tried, champion=None, champion_version=None, trust="trusted", bank=(), samples_since_training=0,
+        windows_since_training=0, cost=Cost(), started_at=NOON, finished_at=NOON,
+    )  # fmt: skip
+
+
+def make_challenger(store: Store, number: int) -> None:
+    """A challenger with its weights, and the files of a release to be, named by the record of a package."""
+    key = release_id(number)
+    store.put(f"candidates/{key}/attempts/a/model.safetensors", b"w")
+    store.put(f"candidates/{key}/record.json", b"{}")
+    files = {"model.pt2": store.keep(f"releases/{key}/model.pt2", b"exported")}
+    store.put(f"packages/p{number}/record.json", Package(release=key, files=files, verdicts=()).to_bytes())
 
 
 def test_the_challenger_that_a_release_was_goes_with_it(folder_store: FolderStore) -> None:
     for number in (1, 2):
         publish(folder_store, number)
-        folder_store.put(f"candidates/{release_id(number)}/attempts/a/model.safetensors", b"w")
-        folder_store.put(f"candidates/{release_id(number)}/record.json", b"{}")
+        make_challenger(folder_store, number)
     gone = retain(folder_store, keep_releases=1)
-    assert set(gone[:2]) == {f"releases/{release_id(1)}/release.json", f"candidates/{release_id(1)}/record.json"}
+    key = release_id(1)
+    assert set(gone[:3]) == {f"releases/{key}/release.json", f"candidates/{key}/record.json", "packages/p1/record.json"}
     assert [i.key.split("/")[1] for i in folder_store.list("candidates")] == [release_id(2)] * 2
+    assert [i.key for i in folder_store.list("packages")] == ["packages/p2/record.json"]
+
+
+def test_challengers_that_never_became_a_release_go_some_time_after_their_tick(tmp_path: Path) -> None:
+    store = Clocked(tmp_path)
+    publish(store, 1)
+    for number in (1, 2, 3):
+        make_challenger(store, number)  # the third one's tick is under way
+    tried = tuple(
+        TriedRung(rung="head", candidate=release_id(n), weights_sha256="", tune_accuracy=1, cost=Cost()) for n in (1, 2)
+    )
+    store.put("journal/00000001-tick.json", ended(*tried).to_bytes())
+    store.time += 2 * DAY
+    for rule in ({}, {"keep_days": 3}):
+        assert plan(store, RetentionConfig(**rule), DAY).objects == {}
+    planned = plan(store, RetentionConfig(keep_releases=1), DAY)
+    assert (planned.spent, planned.going) == ((release_id(2),), ())
+    carry_out(store, planned)
+    assert {i.key.split("/")[1] for i in store.list("candidates")} == {release_id(1), release_id(3)}
+    assert list(store.list(f"releases/{release_id(2)}")) == []
+    assert len(list(store.list("packages"))) == 2
+    assert plan(store, RetentionConfig(keep_releases=1), DAY).objects == {}
 
 
 def test_what_was_removed_can_never_be_named_again_and_says_why(folder_store: FolderStore) -> None:
@@ -225,8 +265,8 @@ def stocked(store: Store) -> None:
     """Five versions with their challengers; v1 is somebody's, v5 champion."""
     for number in range(1, 6):
         publish(store, number)
-        store.put(f"candidates/{release_id(number)}/attempts/a/model.safetensors", b"w")
-        store.put(f"candidates/{release_id(number)}/record.json", b"{}")
+        if number < 3:
+            make_challenger(store, number)
     promote(store, "v1", alias="shadow")
 
 
@@ -241,6 +281,11 @@ def check_dead(store: Store) -> None:
     assert whole(store) >= {release_id(1), release_id(4), release_id(5)}
     keys = {item.key for item in store.list("candidates")}
     assert all(f"{key.rsplit('/', 1)[0]}/attempts/a/model.safetensors" in keys for key in keys if key.endswith("record.json"))
+    for item in store.list("packages"):
+        package = find(store, item.key, Package)
+        assert package is not None
+        for part in package.files.values():
+            store.prove(part)
 
 
 def die_and_go_on(fated: Fated | FatedBucket, plain: Store, expected: list[str]) -> bool:
