@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from everfresh.tasks.config.base import Names, Section, Task
+from everfresh.tasks.config.base import Names, Section, Task, unique
 
 METRICS: dict[Task, tuple[str, ...]] = {
     "single_label": ("accuracy", "precision", "recall", "f1"),
@@ -23,6 +23,7 @@ ERRORS = ("mae", "rmse")
 Format = Literal["safetensors", "pt2", "onnx"]
 """Of the files of a release that hold the whole model."""
 TooFew = Literal["pass", "fail"]
+Corruption = Literal["noise", "blur", "brightness", "darkness", "contrast", "jpeg", "pixelate"]
 
 
 class _Gate(Section):
@@ -199,6 +200,90 @@ class CalibrationGate(_Gate):
         )
 
 
+class RobustnessGate(_Gate):
+    """Pictures with noise, out of focus, too bright … must be recognised still. Fails if shown otherwise, at the confidence."""
+
+    kind: Literal["robustness"] = "robustness"
+    corruptions: Annotated[tuple[Corruption, ...], AfterValidator(unique)] = Field(
+        default=("noise", "blur", "brightness", "darkness", "contrast", "jpeg", "pixelate"), min_length=1
+    )
+    """Which."""
+    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field(default=(2,), min_length=1)
+    """How strong, 1…5, as in ImageNet-C."""
+    scope: Literal["window", "bank"] = "window"
+    """`window`: this window's hold-out; `bank`: the earlier hold-outs, pooled."""
+    minimum: float | None = Field(default=None, gt=0, lt=1)
+    """Lowest accuracy under any of them, 0…1; null for no floor."""
+    max_drop: float | None = Field(default=0.05, ge=0, lt=1)
+    """Largest loss of accuracy under any of them against the champion's under the same, 0…1; null for any."""
+    confidence: float = Field(default=0.95, ge=0.5, lt=1)
+    """With which a fair challenger passes, all corruptions and limits together; what fails is shown with it."""
+    max_samples: int = Field(default=200, ge=1, le=100_000)
+    """Pictures at most, drawn by a seed; each goes through both models once a corruption."""
+    min_samples: int = Field(default=20, ge=5, le=10_000_000)
+    """Pictures below which it says nothing."""
+    too_few: TooFew = "pass"
+    """What fewer count as. `pass`: `floor` and `better` hold back what is not proven at all, and `fail` would hold back every
+    challenger of a stream of small windows."""
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Self:
+        if self.minimum is None and self.max_drop is None:
+            raise ValueError("minimum or max_drop must be given, got null for both: nothing could fail. Give one")
+        if self.min_samples > self.max_samples:
+            raise ValueError(
+                f"min_samples must not exceed max_samples, got {self.min_samples} > {self.max_samples}. Raise max_samples"
+            )
+        return self
+
+    def misfit(self, task: Task, *, pictures: bool, columns: tuple[str, ...]) -> str:
+        """Rows have no pixels."""
+        if pictures:
+            return ""
+        return "kind must not be robustness while model.features is given, got robustness: it corrupts pictures. Remove it"
+
+
+class LatencyGate(_Gate):
+    """The challenger must not be slower than the champion on this machine, or than a limit."""
+
+    kind: Literal["latency"] = "latency"
+    max_ratio: float | None = Field(default=1.25, gt=0, le=1_000)
+    """Largest time of a forward pass as a multiple of the champion's; null for any."""
+    max_ms: float | None = Field(default=None, gt=0, le=1e7)
+    """Longest forward pass of a batch in milliseconds, on this machine; null for any."""
+    batch_size: int = Field(default=8, ge=1, le=4_096)
+    """Samples of a batch."""
+    rounds: int = Field(default=40, ge=10, le=10_000)
+    """Rounds at most, in each of which both models are timed; it stops as soon as the medians are clear."""
+    confidence: float = Field(default=0.95, ge=0.5, lt=1)
+    """With which a median must lie on one side of its limit."""
+    too_few: TooFew = "pass"
+    """What it counts as if the rounds have not made that clear. `pass`: the machine is too noisy or the two are too near the
+    limit, which another window would not change."""
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Self:
+        if self.max_ratio is None and self.max_ms is None:
+            raise ValueError("max_ratio or max_ms must be given, got null for both: nothing could fail. Give one")
+        return self
+
+
+class SizeGate(_Gate):
+    """The challenger's weights must not be larger than the champion's, or than a limit."""
+
+    kind: Literal["size"] = "size"
+    max_ratio: float | None = Field(default=1.1, gt=0, le=1_000)
+    """Largest size of the weights as a multiple of the champion's; null for any."""
+    max_megabytes: float | None = Field(default=None, gt=0, le=1e7)
+    """Largest size of the weights in megabytes (10⁶ bytes); null for any."""
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Self:
+        if self.max_ratio is None and self.max_megabytes is None:
+            raise ValueError("max_ratio or max_megabytes must be given, got null for both: nothing could fail. Give one")
+        return self
+
+
 class ServesGate(_Gate):
     """The files of the release, loaded again in a fresh process, must predict what the challenger does."""
 
@@ -210,6 +295,15 @@ class ServesGate(_Gate):
 
 
 Gate = Annotated[
-    FloorGate | BetterGate | NoWorseGate | SlicesGate | NegativeFlipsGate | CalibrationGate | ServesGate,
+    FloorGate
+    | BetterGate
+    | NoWorseGate
+    | SlicesGate
+    | NegativeFlipsGate
+    | CalibrationGate
+    | RobustnessGate
+    | LatencyGate
+    | SizeGate
+    | ServesGate,
     Field(discriminator="kind"),
 ]

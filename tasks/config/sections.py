@@ -533,7 +533,7 @@ class PipelineConfig(Section):
     """How to train."""
     gates: tuple[Gate, ...] = Field(default=(FloorGate(), BetterGate(), NoWorseGate()), min_length=1)
     """What a challenger must pass to go live, any number of each: `floor`, `better`, `no_worse`, `slices`, `negative_flips`,
-    `calibration`, `serves`."""
+    `calibration`, `robustness`, `latency`, `size`, `serves`."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """What is shown of each proof."""
     release: ReleaseConfig = ReleaseConfig()

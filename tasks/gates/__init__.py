@@ -7,12 +7,15 @@ from everfresh.tasks.config import (
     CalibrationGate,
     FloorGate,
     Gate,
+    LatencyGate,
     NegativeFlipsGate,
     NoWorseGate,
+    RobustnessGate,
     ServesGate,
+    SizeGate,
     SlicesGate,
 )
-from everfresh.tasks.gates import calibration, gain, groups
+from everfresh.tasks.gates import calibration, cost, gain, groups, robustness
 from everfresh.tasks.gates.judged import Contender, Judged, Trial, compare, look
 from everfresh.tasks.records import Verdict
 
@@ -34,5 +37,11 @@ def judge(gate: Gate, trial: Trial) -> Verdict:
             return gain.negative_flips(gate, trial)
         case CalibrationGate():
             return calibration.calibration(gate, trial)
+        case RobustnessGate():
+            return robustness.robustness(gate, trial)
+        case LatencyGate():
+            return cost.latency(gate, trial)
+        case SizeGate():
+            return cost.size(gate, trial)
         case ServesGate():
             raise ValueError("the gate serves is judged on the files of a release")
