@@ -195,9 +195,7 @@ class CalibrationGate(_Gate):
         """Values have no confidence."""
         if task != "regression":
             return ""
-        return (
-            "kind must not be calibration while model.task is regression, got calibration: values say no confidence. Remove it"
-        )
+        return "kind must not be calibration while model.task is regression, got calibration: values have none. Remove it"
 
 
 class RobustnessGate(_Gate):

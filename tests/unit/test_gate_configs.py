@@ -34,7 +34,7 @@ SENTENCES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"kind": "calibration", "max_increase": None}, {},
      "gates.0.calibration: maximum or max_increase must be given, got null for both: nothing could fail. Give one."),
     ({"kind": "calibration"}, {"model": {"task": "regression", "classes": [], "targets": ["age"], "tolerance": 1}},
-     "gates.0.kind must not be calibration while model.task is regression, got calibration: values say no confidence. Remove it."),
+     "gates.0.kind must not be calibration while model.task is regression, got calibration: values have none. Remove it."),
     ({"kind": "robustness"}, {"source": ROWS, "model": FEATURES, "policy": {"bootstrap": "pretrained"}},
      "gates.0.kind must not be robustness while model.features is given, got robustness: it corrupts pictures. Remove it."),
     ({"kind": "robustness", "max_drop": None}, {},
