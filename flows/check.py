@@ -24,9 +24,9 @@ from everfresh.tasks.errors import (
 from everfresh.tasks.images import examine
 from everfresh.tasks.ingest import annotation_of
 from everfresh.tasks.labels import Annotation, Unusable
-from everfresh.tasks.ledger import champion_moves, find
+from everfresh.tasks.ledger import champion_moves
 from everfresh.tasks.logged import open_source
-from everfresh.tasks.records import Release
+from everfresh.tasks.releases import find_release
 from everfresh.tasks.rows import Row, Tables
 from everfresh.tasks.sources import Source, SourceFile
 from everfresh.tasks.store import pipeline_store
@@ -236,7 +236,7 @@ def _champion(config: PipelineConfig) -> str:
 
     store = pipeline_store(config)
     head = champion_moves(store).last()
-    release = find(store, f"releases/{head.release}/release.json", Release) if head else None
+    release = find_release(store, head.release) if head else None
     if head is None or release is None:
         return "none yet"
     same_task(Targets.wanted(config.model), release.spec)

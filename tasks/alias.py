@@ -15,7 +15,8 @@ from typing import Any, Literal
 from everfresh.tasks.catalogue import REMOVED, Named, check_alias, named
 from everfresh.tasks.errors import ReleaseError
 from everfresh.tasks.ledger import CHAMPION, aliases, champion_moves, find, moves, version_of
-from everfresh.tasks.records import AliasMove, Release, RemovedRelease
+from everfresh.tasks.records import AliasMove, RemovedRelease
+from everfresh.tasks.releases import find_release
 from everfresh.tasks.store import Store
 
 RACES = 100
@@ -288,7 +289,7 @@ def _move_champion(store: Store, kind: ByHand, change: Change, reason: str, by: 
 
 def check_release(store: Store, move: AliasMove | Named, doing: str = "rollback") -> None:
     """Raise unless every file of a move's release is there, whole: an incident is no time to go live with half of one."""
-    release = find(store, f"releases/{move.release}/release.json", Release)
+    release = find_release(store, move.release)
     if release is None:
         raise ReleaseError(
             f"{doing}: the release of {move.label} must be in the store, got none at "

@@ -91,6 +91,21 @@ def input_of(architecture: str, weights: str | None) -> tuple[tuple[float, ...],
     return tuple(transforms.mean), tuple(transforms.std)
 
 
+def read_weights(path: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, which can hold nothing else.
+
+    Raises:
+        ModelError: it is no such file.
+    """
+    try:
+        return load_file(path)
+    except Exception as error:  # of safetensors' own kinds
+        raise ModelError(
+            f"{name} must be a safetensors file, got one that is none ({' '.join(str(error).split())[:200]}). Nothing of it "
+            "was run. Restore it from a copy, or roll back."
+        ) from error
+
+
 def load_strict(module: nn.Module, state: dict[str, Tensor], name: str) -> None:
     """Put a state into a module that must have exactly its tensors.
 

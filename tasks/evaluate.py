@@ -22,11 +22,11 @@ from everfresh.tasks.records import (
     DriftReport,
     Evaluation,
     Part,
-    Release,
     Tick,
     Verdict,
     digest_of,
 )
+from everfresh.tasks.releases import find_release
 from everfresh.tasks.store import Store, scratch
 from everfresh.tasks.trust import judge_labels, suspicion
 from everfresh.tasks.views import View
@@ -51,7 +51,7 @@ def evaluate(
         ObjectMissing: a record or file that this builds on is gone.
     """
     move = champion_moves(store).entry(against)
-    champion = find(store, f"releases/{move.release}/release.json", Release) if move else None
+    champion = find_release(store, move.release) if move else None
     if move and champion is None:
         raise ObjectMissing(
             f"{store.url(f'releases/{move.release}/release.json')} must exist: v{move.version} is champion. Restore it."

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from everfresh.tasks.architectures import REMEDY, build, load_strict, published, read_state
+from everfresh.tasks.architectures import REMEDY, build, load_strict, published, read_state, read_weights
 from everfresh.tasks.config import ModelConfig, S3Config, is_path
 from everfresh.tasks.errors import ModelError
 from everfresh.tasks.inputs import decode, noise, prepare, shape
@@ -128,7 +128,7 @@ def load(store: Store, spec: ModelSpec, weights: Part, *, code: str = "") -> nn.
         ModelError: they do not fit the architecture, or the store names code that the pipeline file does not.
     """
     module = skeleton(spec, store.url(weights.key), code=code)
-    load_strict(module, load_file(store.local(weights)), store.url(weights.key))
+    load_strict(module, read_weights(store.local(weights), store.url(weights.key)), store.url(weights.key))
     return module.eval()
 
 

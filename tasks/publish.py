@@ -36,6 +36,7 @@ from everfresh.tasks.records import (
     Window,
     digest_of,
 )
+from everfresh.tasks.releases import find_release, sign_release
 from everfresh.tasks.store import Store, file_digest, scratch
 from everfresh.tasks.targets import Targets
 from everfresh.tasks.views import View
@@ -79,6 +80,7 @@ def publish(
     if seq != evaluation.champion_move + 1:
         raise _moved(evaluation)
     release = _write_release(store, config, tick, candidate, evaluation, bank)
+    _sign(store, release)
     head = moves.entry(evaluation.champion_move)
     move = AliasMove(
         seq=seq,
@@ -151,6 +153,7 @@ def adopt(store: Store, config: PipelineConfig, weights: str, window: Window) ->
         origin="It was trained elsewhere and adopted as it is.",
         fields={"evaluation": "", "parent": None, "rung": "adopted", "seq": 0},
     )
+    _sign(store, release)
     move = AliasMove(
         seq=1,
         id=uuid.uuid4().hex,
@@ -299,6 +302,18 @@ def _settle_release(
     for name, text in texts.items():
         parts[name] = keep_first(store, f"releases/{key}/{name}", text.encode())
     return settle(store, f"releases/{key}/release.json", draft.model_copy(update={"files": parts}))
+
+
+def _sign(store: Store, release: Release) -> None:
+    """Sign what is to go live, and make sure that whoever loads it in this environment will take it.
+
+    The signature alone comes after the record, which it covers.
+
+    Raises:
+        ReleaseError: a signature is asked for at each load, and there is no key to make one.
+    """
+    sign_release(store, release.id)
+    find_release(store, release.id)
 
 
 def _reference(store: Store, release: str, bank: tuple[Banked, ...]) -> Reference:

@@ -16,10 +16,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 from everfresh.tasks import exports, inputs, models
-from everfresh.tasks.architectures import load_strict
+from everfresh.tasks.architectures import load_strict, read_weights
 from everfresh.tasks.config import Export, S3Config
 from everfresh.tasks.errors import StoreError
 from everfresh.tasks.records import ModelSpec, Part
@@ -92,7 +91,7 @@ def furthest(scores: Scores, names: Sequence[str], recorded: Sequence[Mapping[st
 @torch.no_grad()
 def _by_weights(path: Path, store: Store, spec: ModelSpec, code: str, data: Sequence[bytes]) -> Scores:
     module = models.skeleton(spec, store.url(""), code=code)
-    load_strict(module, load_file(path), path.name)
+    load_strict(module, read_weights(path, path.name), path.name)
     samples = torch.stack([inputs.decode(one, spec) for one in data])
     return cast(Scores, module.eval()(inputs.prepare(samples, spec)).numpy())
 

@@ -19,7 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from everfresh.tasks import alias, decide, ingest, journal
 from everfresh.tasks.config import PipelineConfig, Rung
 from everfresh.tasks.errors import AccessRefused, DigestMismatch, ObjectMissing, RungUnfit, StoreError
-from everfresh.tasks.ledger import champion_moves, find, stream
+from everfresh.tasks.ledger import champion_moves, stream
 from everfresh.tasks.progress import listening
 from everfresh.tasks.records import (
     AliasMove,
@@ -28,11 +28,11 @@ from everfresh.tasks.records import (
     DriftReport,
     Evaluation,
     JournalEntry,
-    Release,
     StreamEntry,
     Tick,
     TriedRung,
 )
+from everfresh.tasks.releases import find_release
 from everfresh.tasks.store import Store, pipeline_store
 from everfresh.tasks.trust import judge_labels
 
@@ -162,7 +162,7 @@ def decide_action(config: PipelineConfig, tick: Tick, drift: DriftReport | None)
     """Apply the policy to what was measured."""
     store = open_pipeline(config, tick)
     champion = champion_moves(store).entry(tick.champion_move)
-    release = find(store, f"releases/{champion.release}/release.json", Release) if champion else None
+    release = find_release(store, champion.release) if champion else None
     decision = decide.decide(
         config.policy,
         tick,

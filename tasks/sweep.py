@@ -15,6 +15,8 @@ from datetime import timedelta
 from typing import Any
 
 from everfresh.tasks.errors import AccessRefused, ObjectMissing, StoreError
+from everfresh.tasks.releases import RECORD
+from everfresh.tasks.signing import SIGNATURE
 from everfresh.tasks.store import Listed, Store, Unfinished
 
 log = logging.getLogger(__name__)
@@ -78,6 +80,8 @@ def _named(store: Store, key: str) -> Iterator[str]:
     """Keys of the parts that a record names; none where there is no record."""
     try:
         yield from _parts(json.loads(store.get(key)))
+        if key.endswith(f"/{RECORD}"):
+            yield f"{_split(key)[1].removesuffix(RECORD)}{SIGNATURE}"  # which covers the record, and so cannot be named by it
     except ObjectMissing:
         return
     except ValueError as error:

@@ -39,6 +39,7 @@ from everfresh.tasks.records import (
     Tick,
     digest_of,
 )
+from everfresh.tasks.releases import find_release
 from everfresh.tasks.store import Store, scratch
 from everfresh.tasks.targets import Targets
 from everfresh.tasks.views import View, seeded_choice
@@ -62,7 +63,7 @@ def detect(store: Store, config: PipelineConfig, tick: Tick) -> DriftReport:
     Raises:
         ObjectMissing: the tick has no champion, or its release or reference is gone.
     """
-    release = find(store, f"releases/{tick.champion}/release.json", Release)
+    release = find_release(store, tick.champion) if tick.champion else None
     reference = find(store, f"references/{tick.reference}/record.json", Reference)
     if release is None or reference is None:
         raise ObjectMissing(

@@ -44,6 +44,7 @@ from everfresh.tasks.records import (
     Training,
     digest_of,
 )
+from everfresh.tasks.releases import find_release
 from everfresh.tasks.store import Store, file_digest, scratch
 from everfresh.tasks.targets import Targets
 from everfresh.tasks.vectors import fitted
@@ -74,7 +75,7 @@ def fine_tune(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, star
             RungUnfit where the ladder has a rung that starts afresh.
     """
     begun = time.monotonic()
-    release = find(store, f"releases/{tick.champion}/release.json", Release)
+    release = find_release(store, tick.champion) if tick.champion else None
     plan = _planned(config, tick, rung, release, start)
     config, key, origin = plan.config, plan.key, plan.origin
     if (known := find(store, f"candidates/{key}/record.json", Candidate)) is not None:

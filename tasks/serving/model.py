@@ -10,16 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from everfresh.tasks import models
-from everfresh.tasks.architectures import load_strict
+from everfresh.tasks.architectures import load_strict, read_weights
 from everfresh.tasks.errors import DataError, ModelError, ObjectMissing
 from everfresh.tasks.exports import FILES, opened
 from everfresh.tasks.inputs import prepare, shape
-from everfresh.tasks.ledger import find
-from everfresh.tasks.records import AliasMove, ModelSpec, Part, Release
+from everfresh.tasks.records import AliasMove, ModelSpec, Part
+from everfresh.tasks.releases import find_release
 from everfresh.tasks.serving.answers import Predictions
 from everfresh.tasks.serving.samples import Sample, as_input
 from everfresh.tasks.store import FolderStore, Store, cache_folder
@@ -53,7 +52,7 @@ class Model:
 
     def __init__(self, store: Store, move: AliasMove, *, code: str, device: str, file: str, cache_bytes: int) -> None:
         key = f"releases/{move.release}/release.json"
-        release = find(store, key, Release)
+        release = find_release(store, move.release)
         if release is None:
             raise ObjectMissing(f"{store.url(key)} must be there, as {move.label} names it, got none. Roll back.")
         if file not in release.files:
@@ -108,7 +107,7 @@ def _built(path: Path, spec: ModelSpec, name: str, code: str, device: str) -> Ru
     """A network of verified weights."""
     with torch.random.fork_rng(devices=[]):  # building draws random weights; the service's own numbers stay as they are
         module = models.skeleton(spec, name, code=code)
-    load_strict(module, load_file(path), name)
+    load_strict(module, read_weights(path, name), name)
     module = module.eval().to(device)
     return lambda batch: module(prepare(batch.to(device), spec)).float().cpu()
 

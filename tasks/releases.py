@@ -1,0 +1,93 @@
+"""How a release is read, and signed: the one place that says which record may be believed.
+
+A record is refused if it is another release's, names a file outside its folder, or, where ``EVERFRESH_VERIFYING_KEY`` names
+a public key, has no signature of that key over itself and all its files. The bytes of the files are compared with its
+SHA-256 when they are loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import PurePosixPath
+
+from everfresh.tasks.errors import ObjectMissing, ReleaseError
+from everfresh.tasks.records import Release
+from everfresh.tasks.signing import SIGNATURE, SIGNING_KEY, VERIFYING_KEY, key_of, public_half, refused, sign, verify
+from everfresh.tasks.store import Store, scratch
+
+RECORD = "release.json"
+"""Name of the record, written after all the files that it names."""
+
+
+def folder_of(release: str) -> str:
+    """Where the files of a release stand."""
+    return f"releases/{release}"
+
+
+def find_release(store: Store, release: str) -> Release | None:
+    """The release of that id, if there is one and it may be believed.
+
+    Raises:
+        ReleaseError: it is another's, names files outside its folder, or is not signed as it must be.
+        StoreError: it is damaged.
+    """
+    try:
+        data = store.get(f"{folder_of(release)}/{RECORD}")
+    except ObjectMissing:
+        return None
+    found = _checked(store, release, data)
+    if (key := key_of(VERIFYING_KEY)) is not None:
+        name = store.url(folder_of(release))
+        try:
+            signature = store.get(f"{folder_of(release)}/{SIGNATURE}")
+        except ObjectMissing:
+            raise refused(name, key, "none") from None
+        verify(name, _digests(found, data), signature, key)
+    return found
+
+
+def sign_release(store: Store, release: str) -> bool:
+    """Sign a release that stands, with the key that ``EVERFRESH_SIGNING_KEY`` names; False if it names none.
+
+    A signature by that key that holds stays as it is, so two runs that publish the same release agree.
+
+    Raises:
+        ConfigError: the key cannot be used.
+    """
+    if (key := key_of(SIGNING_KEY)) is None:
+        return False
+    place = f"{folder_of(release)}/{SIGNATURE}"
+    data = store.get(f"{folder_of(release)}/{RECORD}")
+    digests = _digests(_checked(store, release, data), data)
+    signature = sign(release, digests, key)
+    if store.create(place, signature):
+        return True
+    with scratch() as folder:
+        (folder / "public.pem").write_bytes(public_half(key))
+        try:
+            verify(release, digests, store.get(place), folder / "public.pem")
+        except ReleaseError:
+            store.put(place, signature)
+    return True
+
+
+def _digests(release: Release, record: bytes) -> dict[str, str]:
+    """SHA-256 of all that a signature covers: the record and the files that it names."""
+    return {name: part.sha256 for name, part in release.files.items()} | {RECORD: hashlib.sha256(record).hexdigest()}
+
+
+def _checked(store: Store, release: str, data: bytes) -> Release:
+    name = store.url(f"{folder_of(release)}/{RECORD}")
+    found = Release.from_bytes(data, name)
+    if found.id != release:
+        raise ReleaseError(
+            f"{name} must be the record of the release {release}, got that of {found.id}. Somebody copied it there: restore "
+            "it from a copy, or roll back."
+        )
+    for file, part in found.files.items():
+        if PurePosixPath(file).name != file or "\\" in file or part.key != f"{folder_of(release)}/{file}":
+            raise ReleaseError(
+                f"{name} must name files of its own folder alone, got {file!r} at {part.key!r}. Do not load it: restore it "
+                "from a copy, or roll back."
+            )
+    return found
