@@ -81,7 +81,8 @@ def evaluation_report(config: PipelineConfig, tick: Tick, candidate: Candidate, 
     champion = champion_moves(store).entry(evaluation.champion_move)
     verdict = sentence(evaluation, candidate.rung, champion.version if champion else None)
     gates = [
-        f"| {MARKS[v.outcome]} {_cell(v.gate)} | {_cell(v.words.removeprefix(f'{v.gate}: '))} | {_cell(v.resolves)} |"
+        f"- {MARKS[v.outcome]} **{_cell(v.gate)}** {_cell(v.words.removeprefix(f'{v.gate}: '))}"
+        + (f" *(can tell {_cell(v.resolves)})*" if v.resolves else "")
         for v in evaluation.verdicts
     ]
     scores = []
@@ -93,7 +94,7 @@ def evaluation_report(config: PipelineConfig, tick: Tick, candidate: Candidate, 
     lines = [
         f"## {config.name} · window {tick.seq}: {'passed' if evaluation.passed else 'rejected'}",
         verdict,
-        "\n".join(["| gate | what it found | what it can tell |\n|---|---|---|", *gates]),
+        "\n".join(gates),
         "\n".join(["| right answers | samples | challenger | champion | gain, points |\n|---|---|---|---|---|", *scores]),
         *([_picture(config, tick, evaluation.files[SLICES], SLICES)] if SLICES in evaluation.files else []),
         *([f"The page: `{store.url(evaluation.files[PAGE].key)}`"] if PAGE in evaluation.files else []),

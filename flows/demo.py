@@ -248,6 +248,7 @@ def _closing_words(
         f"  every tick             {tool}everfresh history {here / 'pipeline.yaml'}\n"
         f"  where it stands        {tool}everfresh status {here / 'pipeline.yaml'}\n"
         f"  the drift reports      {here / 'store/digits/drift'}/*/attempts/*/drift.html\n"
+        f"  each challenger        {here / 'store/digits/evaluations'}/*/attempts/*/report.html\n"
         f"  these runs in Prefect  {prefect} server start   then open http://127.0.0.1:4200\n"
         f"  go back                {tool}everfresh rollback {here / 'pipeline.yaml'}\n"
         f"  your own model         {tool}everfresh init pipeline.yaml",

@@ -60,6 +60,7 @@ def slices_picture(groups: Sequence[Sequence[SliceRow]], overall: float, left_ou
         y += 1
     axes.axvline(overall, color=INK, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
     axes.text(overall, -1.15, f"all: {percent(overall)}", size=9, color=INK, ha="center", va="center", clip_on=False)
+    axes.text(-0.03, -1.15, "samples", size=9, color="#555555", ha="right", va="center", clip_on=False)
     axes.set_xlim(0, 1)
     axes.set_ylim(lines - 0.4, -0.7)
     axes.set_yticks([])

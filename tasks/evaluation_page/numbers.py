@@ -18,13 +18,13 @@ from everfresh.tasks.slices import LABEL, WINDOW, by_slice, wilson
 Floats = NDArray[np.float64]
 
 RESAMPLES = 400
-LARGEST = 20_000_000
-"""Samples times classes beyond which nothing is resampled: a page is not worth so much memory."""
+MOST_RESAMPLED, LARGEST = 20_000, 5_000_000
+"""Samples, and samples times classes, beyond which nothing is resampled: a page is not worth so much memory."""
 BINS = 10
 CLEAR = 0.05
 """Chance, over all slices together, below which a slice counts as worse than the others."""
-MOST_CLASSES = 1_000
-LOWER_IS_BETTER = ("loss", "mae", "rmse", "ece")
+MOST_VALUES = 200
+"""A column with more of them, such as the number of a picture, makes no slices."""
 
 
 # --- metrics -------------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def _between(value: float, draws: Floats | None, other: Floats | None = None) ->
 
 def _resampled(judged: Judged, scores: Tensor | None, seed: str) -> dict[str, Floats]:
     """By name of a score, its values (RESAMPLES,) on samples drawn with replacement, the same draws for every model."""
-    if scores is None or scores.numel() > LARGEST or not scores.shape[1]:
+    if scores is None or len(scores) > MOST_RESAMPLED or scores.numel() > LARGEST:
         return {}
     rng = np.random.default_rng(int(digest_of("resampled", seed), 16))
     count = len(judged.labels)
@@ -212,7 +212,7 @@ def slice_rows(judged: Judged) -> list[SliceRow]:
     Columns of the source stand before the label's and the window's. The test of a slice is Fisher's exact one, one-sided,
     Holm's correction is over all slices shown.
     """
-    columns = {name: values for name, values in judged.columns.items() if 1 < len(np.unique(values)) <= MOST_CLASSES}
+    columns = {name: values for name, values in judged.columns.items() if 1 < len(np.unique(values)) <= MOST_VALUES}
     right = judged.right()
     made = by_slice(columns, right)
     before = None if judged.champion is None else by_slice(columns, judged.right_before())

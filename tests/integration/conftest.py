@@ -32,7 +32,9 @@ def everfresh(server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def played(everfresh: Everfresh, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """A pipeline after `everfresh run` over a clean window and an aged one. Look, do not touch: take a copy."""
-    made = make_pipeline(tmp_path_factory.mktemp("by-hand") / "p", "by-hand", drift={"report": True})
+    made = make_pipeline(
+        tmp_path_factory.mktemp("by-hand") / "p", "by-hand", drift={"report": True}, evaluation={"report": True}
+    )
     made.arrives(1, samples=200)
     first = everfresh("run", made.file)
     made.arrives(2, AGED)
@@ -43,6 +45,8 @@ def played(everfresh: Everfresh, tmp_path_factory: pytest.TempPathFactory) -> Pi
 
 @pytest.fixture
 def pipeline(played: Pipeline, tmp_path: Path) -> Pipeline:
-    """A copy of the played pipeline under a name of its own, quick: the head alone, no report by Evidently."""
+    """A copy of the played pipeline under a name of its own, quick: the head alone, no report and no page."""
     name = f"copy-{uuid.uuid4().hex[:8]}"
-    return played.copy(tmp_path / "pipeline", name, drift={"report": False}, policy={"ladder": ["head"]})
+    return played.copy(
+        tmp_path / "pipeline", name, drift={"report": False}, evaluation={"report": False}, policy={"ladder": ["head"]}
+    )

@@ -1,4 +1,4 @@
-"""What people see in the browser: the run and the drift artifact, with its page."""
+"""What people see in the browser: the run, the artifacts of drift and evaluation, the page of an evaluation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from support.prefect_server import PrefectServer
 from support.stream import Pipeline
 
 from everfresh.tasks.journal import scheduled
+from everfresh.tasks.ledger import find
+from everfresh.tasks.records import Evaluation
 
 CHROMIUM = shutil.which("chromium") or ""
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
@@ -71,3 +73,33 @@ def test_the_drift_artifact_shows_its_picture(page: Any, played: Pipeline, serve
     assert page.locator("img[src^='data:image/png']").count() == 1
     assert picture.evaluate("async image => { await image.decode(); return image.naturalWidth }") > 0
     page.screenshot(path=tmp_path / "drift.png", full_page=True)
+
+
+def test_the_evaluation_artifact_shows_the_verdict_and_its_picture(
+    page: Any, played: Pipeline, server: PrefectServer, tmp_path: Path
+) -> None:
+    [newest, _] = server.artifacts(f"{played.name}-evaluation")
+    page.goto(f"{server.ui}/artifacts/artifact/{newest['id']}")
+    page.get_by_text("passes all").first.wait_for()
+    page.get_by_text("can tell").first.wait_for()
+    picture = page.locator("img[src^='data:image/png']").first
+    picture.wait_for(state="visible")
+    assert picture.evaluate("async image => { await image.decode(); return image.naturalWidth }") > 0
+    page.screenshot(path=tmp_path / "evaluation.png", full_page=True)
+
+
+@pytest.mark.parametrize("width", [1000, 390])
+def test_the_page_of_an_evaluation_fetches_nothing_and_fits(page: Any, played: Pipeline, width: int, tmp_path: Path) -> None:
+    [proof] = [e.evaluation for e in scheduled(played.store) if e.version == 2]
+    report = find(played.store, f"evaluations/{proof}/record.json", Evaluation).files["report.html"]
+    (tmp_path / "report.html").write_bytes(played.store.read(report))
+    fetched: list[str] = []
+    page.on("request", lambda request: fetched.append(request.url))
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto((tmp_path / "report.html").as_uri())
+    assert [url for url in fetched if not url.startswith(("file:", "data:"))] == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    images = page.locator("img")
+    assert images.count() > 3
+    assert all(images.nth(i).evaluate("image => image.complete && image.naturalWidth") for i in range(images.count()))
+    page.screenshot(path=tmp_path / "page.png", full_page=True)
