@@ -250,23 +250,29 @@ def _champion(config: PipelineConfig) -> str:
 
 
 def _gates(config: PipelineConfig) -> str:
-    """Whether the hold-out of a window can ever be large enough for what the gates ask."""
-    words, window = ", ".join(gate.kind for gate in config.gates), config.window
+    """Whether the hold-out of a window can ever be large enough for what the gates ask, and what they will be able to tell."""
+    from everfresh.tasks.gates.gain import wins_needed
+    from everfresh.tasks.gates.outlook import outlook
+
+    window, words = config.window, [", ".join(gate.kind for gate in config.gates)]
+    samples = int(window.max_samples * window.holdout_fraction)
     for gate in config.gates:
+        least = wins_needed(gate.confidence) if isinstance(gate, BetterGate) else getattr(gate, "min_samples", 0)
+        here = getattr(gate, "scope", "window") == "window" and getattr(gate, "too_few", "pass") == "fail"
+        if here and math.ceil(least / window.holdout_fraction) > window.max_samples:
+            asked = f"a confidence of {gate.confidence:g}" if isinstance(gate, BetterGate) else f"min_samples: {least}"
+            raise ConfigError(
+                f"gates.{gate.kind}: a hold-out must have at least {least} samples for {asked}, got {samples} of the largest "
+                "window: no challenger could ever pass. Raise window.max_samples or lower "
+                f"{'the confidence' if isinstance(gate, BetterGate) else 'min_samples'}."
+            )
         if isinstance(gate, BetterGate):
-            # All that differ must favour the challenger: p is a half to their number.
-            wins = math.ceil(math.log2(1 / (1 - gate.confidence)))
-            needed = math.ceil(wins / window.holdout_fraction)
-            if needed > window.max_samples:
-                raise ConfigError(
-                    f"gates.better: a hold-out must have at least {wins} samples for a confidence of {gate.confidence:g}, got "
-                    f"{window.max_samples * window.holdout_fraction:.0f} of the largest window: no challenger could ever pass. "
-                    "Raise window.max_samples or lower the confidence."
-                )
-            words += f"; better needs {wins} more hits than misses, so windows of about {needed} samples or more"
-            if needed > window.min_samples:
-                words += f" (window.min_samples is {window.min_samples})"
-    return words
+            needed = math.ceil(least / window.holdout_fraction)
+            words.append(f"better needs {least} more hits than misses, so windows of about {needed} samples or more")
+            words[-1] += f" (window.min_samples is {window.min_samples})" if needed > window.min_samples else ""
+    if tell := [told for told in (outlook(gate, samples) for gate in config.gates) if told]:
+        words.append(f"on a full window's {samples:,} held-out samples {', '.join(tell)}")
+    return "; ".join(words)
 
 
 def _prefect(_config: PipelineConfig) -> str:

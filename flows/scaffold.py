@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from everfresh.tasks.config import Column, ImageFolder, ModelConfig, PipelineConfig, PolicyConfig, TableRows, json_schema
@@ -80,8 +81,31 @@ def _section(model: BaseModel, indent: int = 0) -> Iterator[str]:
                 yield from lines[:first]
                 yield f"{space}  - {lines[first].lstrip()}"
                 yield from lines[first + 1 :]
+            for kind in _others(field, value):
+                yield from _as_comment(kind, f"{space}  ")
         else:
             yield f"{space}{name}: {_inline(value)}"
+
+
+def _others(field: FieldInfo, used: Sequence[BaseModel]) -> list[type[BaseModel]]:
+    """Kinds of a list that it has not, and that are complete with their defaults."""
+    members = get_args(get_args(get_args(field.annotation)[0])[0])
+    kinds = [kind for kind in members if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return [k for k in kinds if not any(isinstance(v, k) for v in used) and not any(f.is_required() for f in _fields(k))]
+
+
+def _fields(kind: type[BaseModel]) -> list[FieldInfo]:
+    return list(kind.model_fields.values())
+
+
+def _as_comment(kind: type[BaseModel], space: str) -> Iterator[str]:
+    """An entry to be taken in by removing its `#`: what it is for, and its fields with their defaults."""
+    width = 110 - len(space)
+    for line in textwrap.wrap(" ".join((kind.__doc__ or "").split()), width, break_on_hyphens=False):
+        yield f"{space}# {line}"
+    fields = ", ".join(f"{name}: {_inline(field.default)}" for name, field in kind.model_fields.items())
+    for line in textwrap.wrap(f"- {{{fields}}}", width, break_on_hyphens=False, subsequent_indent="   "):
+        yield f"{space}#{line}"
 
 
 def _inline(value: Any) -> str:

@@ -20,6 +20,7 @@ from support.pictures import digits, table, write_folder, write_tar
 from everfresh.flows.check import Checked, check
 from everfresh.tasks.config import PipelineConfig, S3Config, TarShards
 from everfresh.tasks.errors import AccessRefused, StoreError
+from everfresh.tasks.gates.evidence import resolved_above, resolved_below, resolved_drop
 from everfresh.tasks.ingest import ingest
 from everfresh.tasks.sources import Source
 from everfresh.tasks.store import FolderStore, Listed, S3Store, Store
@@ -354,6 +355,26 @@ def test_a_gate_that_no_window_can_pass_fails(tmp_path: Path) -> None:
     line = line_of(pipeline(tmp_path, gates=[{"kind": "better", "confidence": 0.8}]), "gates")
     assert line.passed
     assert "better needs 3 more hits than misses, so windows of about 9 samples or more (window.min_samples is 1)" in line.words
+    gates = [{"kind": "negative_flips", "min_samples": 5, "too_few": "fail"}]
+    line = line_of(pipeline(tmp_path, gates=gates, window=window), "gates")
+    assert "gates.negative_flips: a hold-out must have at least 5 samples for min_samples: 5, got 4 of the" in line.words
+    assert line_of(pipeline(tmp_path, gates=[gates[0] | {"too_few": "pass"}], window=window), "gates").passed
+
+
+def test_what_the_gates_will_be_able_to_tell_is_said(tmp_path: Path) -> None:
+    kinds = ("floor", "no_worse", "slices", "negative_flips", "calibration", "robustness", "latency", "size")
+    gates: list[dict[str, Any]] = [{"kind": kind} for kind in kinds]
+    gates[2] |= {"columns": ["label"], "minimum": 0.7}
+    line = line_of(pipeline(tmp_path, gates=gates, window={"max_samples": 2000, "holdout_fraction": 0.25}), "gates")
+    assert line.words.partition("; ")[2] == (
+        "on a full window's 500 held-out samples floor sees accuracy to ±4.4%, no_worse sees differences of 2.8% on as many "
+        f"samples of the bank, slices sees an accuracy of {resolved_below(20, 0.7, 0.002):.1%} and a drop of "
+        f"{resolved_drop(20, 0.05, 0.002, 0.1):.1%} in one of 25 slices of 20, negative_flips sees a share of "
+        f"{resolved_above(500, 0.05, 0.05):.1%}, calibration looks at 100 samples or more, robustness sees a drop of "
+        f"{resolved_drop(200, 0.05, 0.05 / 7, 0.1):.1%} under one corruption"
+    )
+    small = line_of(pipeline(tmp_path, gates=gates, window={"max_samples": 40, "holdout_fraction": 0.25}), "gates")
+    assert "slices is undecided below 20 samples, negative_flips is undecided below 20 samples" in small.words
 
 
 # --- Prefect ---------------------------------------------------------------------------------------------

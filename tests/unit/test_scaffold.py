@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -12,7 +14,7 @@ from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
 from everfresh.flows.scaffold import EXAMPLE, ROWS_EXAMPLE, SCHEMA, write_pipeline
-from everfresh.tasks.config import PipelineConfig, load_config
+from everfresh.tasks.config import Gate, PipelineConfig, load_config
 from everfresh.tasks.errors import ConfigError
 
 
@@ -81,3 +83,14 @@ def test_a_file_that_is_there_is_kept(written: Path) -> None:
 
 def test_folders_are_made(tmp_path: Path) -> None:
     assert [p.name for p in write_pipeline(tmp_path / "new" / "deep" / "p.yaml")] == ["p.yaml", SCHEMA]
+
+
+def test_the_gates_that_it_leaves_out_stand_there_to_be_taken_in(written: Path) -> None:
+    """Without their `#` they are entries of the list, with their defaults."""
+    lines = written.read_text("utf-8").splitlines()
+    taken_in = [re.sub(r"^  #(- \{|   )", r"  \1", line) for line in lines]
+    gates = yaml.safe_load("\n".join(taken_in))["gates"]
+    known = {kind.model_fields["kind"].default: kind for kind in get_args(get_args(Gate)[0])}
+    assert sorted(gate["kind"] for gate in gates) == sorted(known)
+    for gate in gates:
+        assert known[gate["kind"]].model_validate(gate) == known[gate["kind"]]()
