@@ -21,8 +21,7 @@ from everfresh.tasks.errors import (
     ObjectMissing,
     SourceError,
 )
-from everfresh.tasks.images import examine
-from everfresh.tasks.ingest import annotation_of
+from everfresh.tasks.ingest import annotation_of, examined
 from everfresh.tasks.labels import Annotation, Unusable
 from everfresh.tasks.ledger import champion_moves
 from everfresh.tasks.logged import open_source
@@ -142,7 +141,7 @@ def _files(config: PipelineConfig, source: Source, files: list[SourceFile]) -> s
     unusable, refused = [], []
     for file in looked_at:
         try:
-            examine(source.read(file))
+            examined(source.read(file), file.key, config)
         except ObjectMissing:
             unusable.append(f"{file.key} vanished between listing and reading")
         except DataError as error:

@@ -16,10 +16,11 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from everfresh.tasks.config import ImageFolder, ParentFolder, PipelineConfig, Sidecar, TableRows
 from everfresh.tasks.errors import AccessRefused, AccountRefused, DataError, ObjectMissing, SourceError
@@ -79,7 +80,7 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
             )  # fmt: skip
         if alike := writer.part_crowds(partial(_split, config=config)):
             log.warning("%d pictures look alike, as a fixed camera's do: only identical ones share a split", alike)
-        window = writer.commit(store, Targets.wanted(config.model))
+        window = writer.commit(store, Targets.wanted(config.model), noisy=bool(config.model.features))
         seen.update((f.key, f.version) for f in taken)
         left = {f.archive_key for f in set(waiting) - set(taken)}  # an archive of which nothing is left is not opened again
         seen.update((f"{f.archive_key}/", f.archive_version) for f in taken if f.archive_key and f.archive_key not in left)
@@ -158,8 +159,9 @@ def freeze(store: Store, config: PipelineConfig, folder: str) -> Window:
         SourceError: the folder cannot be listed.
     """
     window = config.window.model_copy(update={"holdout_fraction": 1.0})
-    if isinstance(config.source, TableRows):
-        return _freeze_rows(store, config.model_copy(update={"window": window}), config.source, folder)
+    if config.model.features:
+        rows = config.source if isinstance(config.source, TableRows) else TableRows(paths=(folder,), label_column="label")
+        return _freeze_rows(store, config.model_copy(update={"window": window}), rows, folder)
     beside = config.source.labels if config.model.task != "single_label" else None
     source_config = ImageFolder(path=folder, labels=beside if isinstance(beside, Sidecar) and beside.path else ParentFolder())
     config = config.model_copy(update={"source": source_config, "window": window})
@@ -200,28 +202,35 @@ def _take(
         log.warning("%s waits until it can be read: %s", file.key, error)
         return False
     try:
-        picture = examine(data)
+        kept, measured = examined(data, file.key, config)
         annotation = annotation_of(file, annotations, config)
     except DataError as error:
         writer.reject(file.key, str(error), data)
         return True
     writer.add(
-        data,
+        kept,
         key=file.key,
-        digest=picture.digest,
-        group=picture.group,
         label=annotation.label,
-        split=_split(picture.group, config),
+        split=_split(measured["group"], config),
         timestamp=annotation.timestamp,
-        width=picture.width,
-        height=picture.height,
-        brightness=picture.brightness,
-        contrast=picture.contrast,
-        sharpness=picture.sharpness,
-        colourfulness=picture.colourfulness,
         slices=json.dumps(dict(annotation.slices), sort_keys=True),
+        **measured,
     )
     return True
+
+
+def examined(data: bytes, key: str, config: PipelineConfig) -> tuple[bytes, dict[str, Any]]:
+    """A sample's bytes as they are kept, and what is measured of it: a picture, or a row that a service was asked about.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if not config.model.features:
+        return data, asdict(examine(data))
+    from everfresh.tasks.rows import as_kept
+
+    kept = as_kept(data, config.model.features)
+    return kept, {"digest": hashlib.sha256(kept).hexdigest(), "group": digest_of("row", key)}
 
 
 def annotation_of(file: SourceFile, annotations: Mapping[str, Annotation], config: PipelineConfig) -> Annotation:

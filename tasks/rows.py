@@ -297,7 +297,7 @@ class Tables:
         Raises:
             DataError: it is missing where it must not, or no finite number.
         """
-        value = name_in(_text(raw)) if feature.categories else _number(feature.name, raw)
+        value = _cell(feature, raw)
         if value is None and self.config.missing == "quarantine":
             raise DataError(f"has no value in {feature.name}; source.missing: impute takes such rows")
         if feature.categories and value is not None and value not in feature.categories:
@@ -305,12 +305,34 @@ class Tables:
         return value
 
 
+def as_kept(data: bytes, features: Iterable[Column]) -> bytes:
+    """A row that came as a JSON object of its values, as a row of a table is kept.
+
+    Raises:
+        DataError: it is no such object, lacks one of the features, or one of its values cannot be used.
+    """
+    try:
+        cells = json.loads(data)
+    except (ValueError, RecursionError):
+        cells = None
+    if not isinstance(cells, dict):
+        raise DataError("is not a row: a JSON object of its values by column")
+    features = tuple(features)
+    if missing := [f.name for f in features if f.name not in cells]:
+        raise DataError(f"has no value, not even null, in {', '.join(missing)}, which model.features names")
+    return encode({f.name: _cell(f, cells[f.name]) for f in features})
+
+
+def _cell(feature: Column, raw: Any) -> Value:
+    return name_in(_text(raw)) if feature.categories else _number(feature.name, raw)
+
+
 def _number(name: str, raw: Any) -> float | None:
     if raw is None:
         return None
     try:
         value = float(raw)
-    except (ValueError, OverflowError):
+    except (ValueError, TypeError, OverflowError):
         raise DataError(f"has {str(raw)[:40]!r} in {name}, which is not a number") from None
     if math.isinf(value):
         raise DataError(f"has an infinite number in {name}")

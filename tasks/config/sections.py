@@ -175,7 +175,7 @@ class TableRows(Section):
 
 
 class LoggedPredictions(Section):
-    """What a service was asked, as its `PredictionLog` wrote it: pictures with time, slices, and a label once one came."""
+    """What a service was asked, as its `PredictionLog` wrote it: pictures or rows, their times and slices, labels that came."""
 
     kind: Literal["predictions"] = "predictions"
     path: Address
@@ -614,7 +614,7 @@ class PipelineConfig(Section):
                     "Add it to release.formats, or remove it"
                 )
         rows = isinstance(self.source, TableRows)
-        if rows != bool(self.model.features):
+        if rows != bool(self.model.features) and not isinstance(self.source, LoggedPredictions):
             raise ValueError(
                 f"model.features must name columns if and only if source.kind is rows, got {len(self.model.features)} with "
                 f"{self.source.kind}. {'Name what the model is fed' if rows else 'Remove them, or set source.kind'}"

@@ -22,11 +22,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support import tables
 from support.pictures import noise
 from support.proxy import always, running_proxy
 from support.windows import pipeline, quarantined, taken
 
-from everfresh.tasks.config import PipelineConfig, S3Config
+from everfresh.tasks.config import PipelineConfig, S3Config, parse_config
 from everfresh.tasks.errors import DataError, SourceError
 from everfresh.tasks.ingest import ingest
 from everfresh.tasks.ledger import stream
@@ -121,6 +122,13 @@ def test_a_damaged_line_is_named(data: bytes) -> None:
         return
     with pytest.raises(SourceError, match=r"line \d+ of l\.jsonl must be a JSON object with id and at"):
         rows_in(good + data, "l.jsonl")
+
+
+def taken_view(store: Store, config: PipelineConfig) -> str:
+    """The view of the next window."""
+    entry = ingest(store, config)
+    assert entry is not None
+    return entry.view
 
 
 # --- writing ---------------------------------------------------------------------------------------------
@@ -308,6 +316,26 @@ def test_a_label_that_is_none_sets_its_sample_aside(folder_store: FolderStore) -
     assert entry is not None
     assert ["characters" in reason for reason in quarantined(folder_store.sub("p"), entry).values()] == [True]
     assert View(folder_store.sub("p"), entry.view).window.pending == {"bird": 1}
+
+
+def test_rows_that_a_service_was_asked_about_are_kept_as_rows_of_a_table(tmp_path: Path) -> None:
+    tables.write(tmp_path / "inbox" / "t.parquet", tables.table(3))
+    config = tables.pipeline(tmp_path)
+    store = FolderStore(tmp_path / "store")
+    by_table = View(store.sub("a"), taken_view(store.sub("a"), config))
+    rows = [{n: row[n] for n in ("heat", "load", "site")} for row in tables.table(3).to_pylist()]
+    asked: list[Any] = [*rows, {"load": 1.0, "heat": float("nan"), "site": None, "more": 7}, {"load": 1.0, "site": "north"}]
+    with PredictionLog(tmp_path / "log") as log:
+        ids = log.log(asked, said(5, "yes"))
+        log.label(ids[0] or "", "no")
+    config = config.model_copy(update={"source": reading(str(tmp_path / "log")).source})
+    assert parse_config(config.model_dump(mode="json")) == config
+    entry = ingest(store.sub("b"), config)
+    assert entry is not None
+    view = View(store.sub("b"), entry.view)
+    assert list(view.read(view.rows()))[:3] == list(by_table.read(by_table.rows()))
+    assert [s.label for s in view.samples] == ["no", None, None, None]
+    assert ["no value, not even null, in heat" in r for r in quarantined(store.sub("b"), entry).values()] == [True]
 
 
 def test_an_archive_that_is_no_shard_stops_the_tick(folder_store: FolderStore) -> None:

@@ -20,7 +20,7 @@ from everfresh.tasks import alias
 from everfresh.tasks.config import S3Config
 from everfresh.tasks.errors import DataError, ModelError, ReleaseError
 from everfresh.tasks.ledger import moves
-from everfresh.tasks.records import AliasMove, Part
+from everfresh.tasks.records import AliasMove, Feature, ModelSpec, Part
 from everfresh.tasks.serving import Champion, load_champion
 from everfresh.tasks.serving.samples import as_bytes
 from everfresh.tasks.store import FolderStore, S3Store, Store, cache_folder
@@ -86,6 +86,21 @@ def test_what_is_no_sample_is_named(folder_store: FolderStore, sample: object, w
 def test_a_row_is_kept_whole(row: dict[str, object]) -> None:
     kept = json.loads(as_bytes(row))
     assert kept == {name: None if value != value else value for name, value in row.items()}
+
+
+def test_a_row_is_fed_alike_as_values_and_as_bytes() -> None:
+    from everfresh.tasks.serving.samples import as_input
+
+    features = (Feature(name="load", mean=100, std=20), Feature(name="site", categories=("north", "south")))
+    spec = ModelSpec(
+        architecture="support.tables:mlp", classes=("no", "yes"), head="2", native_head=False, embedding_dim=16,
+        image_size=8, mean=(0, 0, 0), std=(1, 1, 1), features=features,
+    )  # fmt: skip
+    row = {"load": np.float32(120), "site": "south", "more": None}
+    assert as_input(row, spec).tolist() == as_input(as_bytes(row), spec).tolist() == [1.0, 0.0, 1.0]
+    assert as_input({"load": float("nan"), "site": None}, spec).tolist() == [0.0, 0.0, 0.0]
+    with pytest.raises(DataError, match="its bytes or values by column, got Tensor"):
+        as_input(torch.zeros(3), spec)
 
 
 def test_nothing_is_asked_of_an_alias_that_names_nothing(store: Store) -> None:
