@@ -96,6 +96,33 @@ def pull(
 
 
 @app.command()
+def diff(
+    pipeline: Pipeline,
+    one: Release,
+    other: Release,
+    weights: Annotated[bool, typer.Option(help="Also compare the weights, layer by layer.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """What is between two releases: lineage, configuration, data, metrics, and how far the weights are apart by layer.
+
+    Each release's metrics are on the hold-out of its own window; where the one was proven against the other, the gain on the
+    same samples stands beside. Releases whose weights were removed are compared without them.
+
+    Example: everfresh diff pipeline.yaml v3 v4
+    """
+    from everfresh.flows.look import difference_lines
+    from everfresh.tasks.catalogue import named
+    from everfresh.tasks.difference import difference
+
+    store = opened(pipeline)[1]
+    found = difference(store, named(store, one), named(store, other), weights=weights)
+    if as_json:
+        show(found, as_json=True)
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in difference_lines(found))
+
+
+@app.command()
 def sweep(
     pipeline: Pipeline,
     delete: Annotated[bool, typer.Option("--delete", help="Delete it; without this it is only shown.")] = False,

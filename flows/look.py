@@ -145,6 +145,53 @@ def releases_table(facts: list[dict[str, Any]]) -> Table:
     return table
 
 
+MOST_LAYERS = 15
+"""Layers whose change is shown."""
+
+
+def difference_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """What is between two releases, in lines for people."""
+    one, other = found["releases"]
+    for made in (one, other):
+        origin = f"{made['rung']}, window {made['window']}, accuracy {share(made['accuracy'])} on its hold-out"
+        yield f"{made['name']} ({made['id'][:12]}) {made['made'][:16].replace('T', ' ')}: {origin}"
+    for where, (low, value, high) in (found["gain"] or {}).items():
+        yield f"gain on the same {where} samples: {value:+.1%} [{low:+.1%}, {high:+.1%}]"
+    for section in ("lineage", "config", "metrics"):
+        yield from _pairs(section, found[section])
+    data = found["data"]
+    yield from _pairs(
+        "data", {"windows": data["windows"]} | {f"samples of {name}": pair for name, pair in data["classes"].items()}
+    )
+    for name, key in ((one["name"], "only_in_one"), (other["name"], "only_in_other")):
+        if data[key]:
+            yield f"  only {name} learnt from: {', '.join(view[:12] for view in data[key])}"
+    if (weights := found["weights"]) is None:
+        yield "weights: not compared"
+        return
+    layers = list(weights["layers"].items())
+    yield f"weights: changed by {_change(weights['overall'])} of their norm; most changed of {len(layers)} layers first"
+    yield from (f"  {layer}: {_change(change)}" for layer, change in layers[:MOST_LAYERS])
+    for key in ("only_in_one", "only_in_other", "other_shape"):
+        if weights[key]:
+            yield f"  {key.replace('_', ' ')}: {', '.join(weights[key])}"
+
+
+def _pairs(section: str, pairs: Mapping[str, list[Any]]) -> Iterator[str]:
+    changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    yield f"{section}:" if changed else f"{section}: equal"
+    for name, (before, after) in changed.items():
+        yield f"  {name}: {_short(before)} → {_short(after)}"
+
+
+def _short(value: Any) -> str:
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _change(value: float | None) -> str:
+    return "from nothing" if value is None else f"{value:.2%}"
+
+
 def history_table(
     entries: list[JournalEntry], moves: list[AliasMove], others: Mapping[str, list[AliasMove]] | None = None
 ) -> Table:

@@ -17,7 +17,7 @@ from support.stream import AGED, Pipeline, make_pipeline
 
 COMMANDS = (
     "init", "check", "run", "monitor", "replay", "status", "history", "adopt", "rollback", "pin", "unpin", "sweep",
-    "demo", "compare", "releases", "promote", "unalias", "retire", "restore", "verify", "pull",
+    "demo", "compare", "releases", "promote", "unalias", "retire", "restore", "verify", "pull", "diff",
 )  # fmt: skip
 
 

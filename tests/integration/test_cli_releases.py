@@ -131,6 +131,14 @@ def test_a_release_is_verified_and_pulled(alone: Everfresh, file: Path, tmp_path
     assert "--all must stand alone" in said(alone("verify", file, "v2", "--all"), 2)
 
 
+def test_two_releases_are_compared(alone: Everfresh, file: Path) -> None:
+    words = said(alone("diff", file, "v1", "champion", "--no-weights"))
+    assert words.splitlines()[0].startswith(f"v1 ({release_id(1)[:12]}) ")
+    assert "lineage:\n  seed: 1 → 3\nconfig: equal\n" in words
+    assert "weights: not compared" in words
+    assert said(alone("diff", file, "v1", "v2", "--no-weights", "--json"))["lineage"] == {"seed": [1, 2]}
+
+
 @pytest.mark.parametrize("command", ["rollback", "promote", "pin", "releases", "sweep", "verify"])
 def test_a_command_on_releases_loads_neither_torch_nor_prefect(file: Path, tmp_path: Path, command: str) -> None:
     arguments = [command, str(file), *(["v1"] if command == "promote" else [])]

@@ -14,7 +14,8 @@ SPEC = ModelSpec(
     architecture="resnet18", classes=("a", "b"), head="fc", native_head=True, embedding_dim=512, image_size=8,
     mean=(0, 0, 0), std=(1, 1, 1),
 )  # fmt: skip
-FILES = {"model.safetensors": b"weights", "card.md": b"card", "lineage.json": b"{}"}
+FILES = {"model.safetensors": b"weights #", "card.md": b"card #", "lineage.json": b'{"seed": #}'}
+"""Files of every release; `#` becomes its number."""
 
 
 def release_id(number: int) -> str:
@@ -27,7 +28,8 @@ def put_release(
 ) -> Release:
     """A whole release, which is nobody's champion yet."""
     key = release_id(number)
-    parts = {name: store.keep(f"releases/{key}/{name}", data + str(number).encode()) for name, data in files.items()}
+    own = {name: data.replace(b"#", str(number).encode()) for name, data in files.items()}
+    parts = {name: store.keep(f"releases/{key}/{name}", data) for name, data in own.items()}
     release = Release(
         id=key, spec=SPEC, files=parts, evaluation="", holdout_view="", bank=(), reference="", parent=parent, rung="head",
         seq=number, accuracy=0.9, created_at=at or store.now(),
