@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from support.keys import pair
 from support.pictures import encode
 from support.proxy import Proxy, always, running_proxy
 from support.served import CODE, SIDE, check, odds, pictures, publish, write_release
@@ -20,7 +22,8 @@ from everfresh.tasks import alias
 from everfresh.tasks.config import S3Config
 from everfresh.tasks.errors import DataError, ModelError, ReleaseError
 from everfresh.tasks.ledger import moves
-from everfresh.tasks.records import AliasMove, Feature, ModelSpec, Part
+from everfresh.tasks.records import AliasMove, Feature, ModelSpec, Part, Release
+from everfresh.tasks.releases import sign_release
 from everfresh.tasks.serving import Champion, load_champion
 from everfresh.tasks.serving.samples import as_bytes
 from everfresh.tasks.store import FolderStore, S3Store, Store, cache_folder
@@ -223,12 +226,20 @@ def test_failures_make_looks_rarer(s3_endpoint: str, s3_store: S3Store) -> None:
         assert 2 <= champion.failures <= 4  # after 0.1, 0.2, 0.4 … s
 
 
-@pytest.mark.parametrize("broken", ["weights", "missing", "record", "architecture", "scores"])
-def test_a_broken_release_never_answers(store: Store, broken: str) -> None:
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ("weights", "must have SHA-256"),
+        ("missing", "ObjectMissing"),
+        ("record", "must be a Release in JSON"),
+        ("architecture", "ModelError"),
+        ("scores", "must give 3 finite scores a sample, got (2, 3) of two, 0 of them finite"),
+    ],
+)
+def test_a_broken_release_never_answers(store: Store, broken: str, words: str) -> None:
     publish(store, 1)
     champion = opened(store)
-    whole = publish(store, 2)
-    key = f"releases/{whole.release}"
+    key = f"releases/{publish(store, 2).release}"
     match broken:
         case "weights":
             store.put(f"{key}/model.safetensors", b"other bytes")
@@ -242,15 +253,36 @@ def test_a_broken_release_never_answers(store: Store, broken: str) -> None:
             from safetensors.torch import load, save
 
             state = load(store.get(f"{key}/model.safetensors"))
-            part = store.keep(f"{key}/nan", save({name: t * float("nan") for name, t in state.items()}))
-            publish(store, 3, files={"model.safetensors": part})
+            part = store.keep(f"{key}/model.safetensors", save({name: t * float("nan") for name, t in state.items()}))
+            whole = Release.from_bytes(store.get(f"{key}/release.json"))
+            store.put(f"{key}/release.json", whole.model_copy(update={"files": {"model.safetensors": part}}).to_bytes())
     assert not champion.refresh()
     check(champion.predict(pictures()))
     assert champion.version == 1
-    assert champion.last_error is not None
+    assert words in (champion.last_error or "")
     publish(store, 4)
     assert champion.refresh()
     assert champion.version == 4
+
+
+def test_only_a_signed_release_answers_where_a_key_says_so(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, public = pair(tmp_path)
+    publish(store, 1)
+    monkeypatch.setenv("EVERFRESH_VERIFYING_KEY", str(public))
+    with pytest.raises(ReleaseError, match="sign"):
+        opened(store)
+    monkeypatch.setenv("EVERFRESH_SIGNING_KEY", str(private))
+    assert sign_release(store, "release-001")
+    champion = opened(store)
+    publish(store, 2)
+    assert not champion.refresh()
+    assert "sign" in (champion.last_error or "")
+    check(champion.predict(pictures()))
+    assert sign_release(store, "release-002")
+    assert champion.refresh()
+    assert champion.version == 2
 
 
 def test_it_refreshes_itself_until_it_is_closed(folder_store: FolderStore) -> None:
