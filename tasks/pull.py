@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from everfresh.tasks.catalogue import REMOVED, Named
 from everfresh.tasks.errors import DigestMismatch, ObjectMissing, ReleaseError, StoreError
 from everfresh.tasks.ledger import find
 from everfresh.tasks.records import Release, RemovedRelease
+from everfresh.tasks.releases import RECORD, find_release, folder_of
+from everfresh.tasks.signing import SIGNATURE
 from everfresh.tasks.store import Store
 from everfresh.tasks.store.base import bring, check_digest
-
-RECORD = "release.json"
 
 
 def recorded(store: Store, goal: Named) -> Release:
@@ -53,6 +54,10 @@ def problems(store: Store, goal: Named) -> list[str]:
             store.prove(part)
         except (DigestMismatch, ObjectMissing) as error:
             found.append(f"{name}: {error}")
+    try:
+        find_release(store, release.id)
+    except ReleaseError as error:
+        found.append(str(error))
     return found
 
 
@@ -71,6 +76,7 @@ def pull(store: Store, goal: Named, target: Path) -> Release:
     release, target = recorded(store, goal), target.resolve()
     for name in release.files:
         _check_inside(goal, name)
+    find_release(store, release.id)  # refuses one that is not signed as it must be
     if _holds(target, release):
         return release
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
@@ -82,7 +88,9 @@ def pull(store: Store, goal: Named, target: Path) -> Release:
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
             bring(store, part, path)
-        (partial / RECORD).write_bytes(release.to_bytes())
+        (partial / RECORD).write_bytes(store.get(f"{folder_of(release.id)}/{RECORD}"))
+        with suppress(ObjectMissing):
+            (partial / SIGNATURE).write_bytes(store.get(f"{folder_of(release.id)}/{SIGNATURE}"))
         partial.rename(target)
     except OSError as error:
         if not _holds(target, release):  # another pull may have been first

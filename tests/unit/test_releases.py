@@ -22,9 +22,11 @@ from support.loop import arrive, pipeline, release_of, run_window
 from support.releases import put_release, release_id
 
 from everfresh.tasks import models
+from everfresh.tasks.catalogue import Named
 from everfresh.tasks.errors import ConfigError, DigestMismatch, EverfreshError, ModelError, ReleaseError
 from everfresh.tasks.exports import export, opened
 from everfresh.tasks.ledger import champion_moves
+from everfresh.tasks.pull import problems, pull
 from everfresh.tasks.records import Part, Release
 from everfresh.tasks.releases import find_release, sign_release
 from everfresh.tasks.serving import load_champion
@@ -45,16 +47,6 @@ def verifying(keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VERIFYING_KEY, str(keys[1]))
 
 
-def pulled(store: Store, release: Release, folder: Path) -> Path:
-    """The files of a release as a consumer has them."""
-    folder.mkdir()
-    for name, part in release.files.items():
-        store.fetch(part.key, folder / name)
-    for name in ("release.json", SIGNATURE):
-        store.fetch(f"releases/{release.id}/{name}", folder / name)
-    return folder
-
-
 def upstream(folder: Path, public: Path) -> subprocess.CompletedProcess[str]:
     """What the library's own command says of a folder."""
     command = [str(Path(sys.executable).with_name("model_signing")), "verify", "key", str(folder)]
@@ -69,7 +61,8 @@ def test_the_library_s_own_command_accepts_what_was_pulled_and_nothing_else(
     release = put_release(store, 1)
     assert sign_release(store, release.id)
     assert find_release(store, release.id) == release
-    folder = pulled(store, release, tmp_path / "pulled")
+    folder = tmp_path / "pulled"
+    pull(store, Named(release.id, 0), folder)
     accepted = upstream(folder, keys[1])
     assert (accepted.returncode, accepted.stdout.strip()) == (0, "Verification succeeded")
     (folder / "card.md").write_bytes(b"another card")
@@ -324,11 +317,15 @@ def test_a_pipeline_signs_what_it_publishes_and_loads_nothing_else(tmp_path: Pat
     first = run_window(store, config)
     assert first.move is not None
     release = release_of(store, first.move)
-    assert upstream(pulled(store, release, tmp_path / "pulled"), keys[1]).returncode == 0
+    pull(store, Named(release.id, 1), tmp_path / "pulled")
+    assert upstream(tmp_path / "pulled", keys[1]).returncode == 0
     assert load_champion(store.root).release == release.id
     store.delete(f"releases/{release.id}/{SIGNATURE}")
     with pytest.raises(ReleaseError, match=r"got none\. Do not load it"):
         load_champion(store.root)
+    with pytest.raises(ReleaseError, match=r"got none\. Do not load it"):
+        pull(store, Named(release.id, 1), tmp_path / "again")
+    assert ["got none" in words for words in problems(store, Named(release.id, 1))] == [True]
     arrive(config, 60, start=100)
     with pytest.raises(ReleaseError, match=r"got none\. Do not load it"):
         run_window(store, config)
