@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ROWS, VALUES = 36, 10
 """Slices drawn in all, and of one column."""
-_LEFT, _RIGHT, _ROW = 240, 270, 25
+_LEFT, _RIGHT, _ROW = 232, 284, 25
 
 
 def shown_slices(rows: Sequence[SliceRow]) -> list[list[SliceRow]]:
