@@ -126,9 +126,11 @@ def _local(store: Store, part: Part, most: int) -> Path:
         return store.local(part)
     folder = cache_folder() / "models"
     path = cached(store, part, folder)
-    stat = path.stat()
-    os.utime(path, ns=(time.time_ns(), stat.st_mtime_ns))  # when it was used last, also where the disk does not say so
-    _bound(folder, most, path)
+    with suppress(OSError):  # another user's cache, or a process that was faster
+        os.utime(
+            path, ns=(time.time_ns(), path.stat().st_mtime_ns)
+        )  # when it was used last, also where the disk keeps no such time
+        _bound(folder, most, path)
     return path
 
 

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +28,7 @@ from support.pictures import noise
 from support.proxy import always, running_proxy
 from support.windows import pipeline, quarantined, taken
 
+from everfresh.flows.check import check
 from everfresh.tasks.config import PipelineConfig, S3Config, parse_config
 from everfresh.tasks.errors import DataError, SourceError
 from everfresh.tasks.ingest import ingest
@@ -336,6 +338,18 @@ def test_rows_that_a_service_was_asked_about_are_kept_as_rows_of_a_table(tmp_pat
     assert list(view.read(view.rows()))[:3] == list(by_table.read(by_table.rows()))
     assert [s.label for s in view.samples] == ["no", None, None, None]
     assert ["no value, not even null, in heat" in r for r in quarantined(store.sub("b"), entry).values()] == [True]
+
+
+def test_check_tells_what_waits(folder_store: FolderStore) -> None:
+    config = reading(folder_store.url("log"), label_wait_hours=1)
+    ids = write_shard(folder_store, SHARDS[0], 2)
+    write_labels(folder_store, [(ids[0], "cat"), (ids[1], "dog")])
+    write_shard(folder_store, SHARDS[1], 1)
+    config = config.model_copy(update={"store": folder_store.url("store")})
+    lines = {line.name: line for line in takewhile(lambda line: line.name != "weights", check(config))}
+    assert lines["source"].words == "2 files, others wait for their labels"
+    assert lines["classes"].passed
+    assert "2 of 2 classes" in lines["classes"].words
 
 
 def test_an_archive_that_is_no_shard_stops_the_tick(folder_store: FolderStore) -> None:

@@ -16,17 +16,18 @@ from PIL import Image
 from support.keys import pair
 from support.pictures import encode
 from support.proxy import Proxy, always, running_proxy
+from support.s3 import READER_KEY, READER_SECRET, environment
 from support.served import CODE, SIDE, check, odds, pictures, publish, write_release
 
 from everfresh.tasks import alias
 from everfresh.tasks.config import S3Config
-from everfresh.tasks.errors import DataError, ModelError, ReleaseError
+from everfresh.tasks.errors import AccessRefused, DataError, ModelError, ReleaseError
 from everfresh.tasks.ledger import moves
 from everfresh.tasks.records import AliasMove, Feature, ModelSpec, Part, Release
 from everfresh.tasks.releases import sign_release
 from everfresh.tasks.serving import Champion, load_champion
 from everfresh.tasks.serving.samples import as_bytes
-from everfresh.tasks.store import FolderStore, S3Store, Store, cache_folder
+from everfresh.tasks.store import FolderStore, S3Store, Store, cache_folder, open_store
 
 
 def opened(store: Store) -> Champion:
@@ -189,6 +190,21 @@ def through(proxy: Proxy, store: S3Store, **options: float) -> Champion:
     """The champion of a store as a service behind a proxy sees it."""
     s3 = S3Config(endpoint=proxy.endpoint, connect_timeout=1, read_timeout=1, max_attempts=1)
     return load_champion(store.url(""), code=CODE, s3=s3, **{"min_interval": 0, **options})
+
+
+def test_who_may_only_read_and_list_can_serve(s3_endpoint: str, s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(s3_store, 1)
+    with monkeypatch.context() as reader:
+        for name, value in environment(s3_endpoint, READER_KEY, READER_SECRET).items():
+            reader.setenv(name, value)
+        reader.setattr("boto3.DEFAULT_SESSION", None)
+        s3 = S3Config(connect_timeout=9)  # a client of its own
+        with pytest.raises(AccessRefused):
+            open_store(s3_store.url(""), s3).put("x", b"")
+        champion = load_champion(s3_store.url(""), code=CODE, s3=s3, min_interval=0)
+    publish(s3_store, 2)
+    assert champion.refresh()
+    check(champion.predict(pictures()))
 
 
 def test_looks_are_not_more_frequent_than_asked(store: Store) -> None:
