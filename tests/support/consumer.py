@@ -1,4 +1,4 @@
-"""The consumer that the documentation shows, `docs/consume_release.py`: it knows nothing of Everfresh."""
+"""The consumers that the documentation shows, `docs/consume_*.py`: they know nothing of Everfresh."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-SCRIPT = Path(__file__).parents[2] / "docs" / "consume_release.py"
+DOCS = Path(__file__).parents[2] / "docs"
+SCRIPT = DOCS / "consume_release.py"
+SCRIPTS = (SCRIPT, DOCS / "consume_pt2.py", DOCS / "consume_onnx.py")
 
 
 @cache
-def consumer() -> Any:
-    """The script, as a module."""
-    spec = importlib.util.spec_from_file_location("consume_release", SCRIPT)
+def consumer(script: Path = SCRIPT) -> Any:
+    """A script, as a module."""
+    spec = importlib.util.spec_from_file_location(script.stem, script)
     if spec is None or spec.loader is None:
-        raise LookupError(SCRIPT)
+        raise LookupError(script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import consumer
 from support.loop import Outcome, arrive, pipeline, release_of, run_window
 from support.tables import pipeline as tables
 from support.tables import table, write
@@ -31,7 +34,9 @@ class Served:
     """A pipeline whose first release has all formats."""
 
     def __init__(self, folder: Path) -> None:
-        self.config = pipeline(folder, release=BOTH, gates=[{"kind": "floor", "minimum": 0}])
+        # Files of 16 pixels for a network of 20, so that consumers resize.
+        model = {"image_size": 20}
+        self.config = pipeline(folder, release=BOTH, model=model, gates=[{"kind": "floor", "minimum": 0}])
         self.store = FolderStore(folder / "store")
         arrive(self.config, 60)
         self.outcome = run_window(self.store, self.config)
@@ -63,7 +68,7 @@ def test_a_release_is_loaded_again_in_every_format_before_it_goes_live(served: S
     assert {"model.pt2", "model.onnx"} <= served.release.files.keys()
     config = json.loads(served.store.read(served.release.files["config.json"]))
     assert config["exports"]["model.onnx"] == {
-        "input": {"name": "samples", "shape": ["N", 3, 16, 16], "dtype": "uint8"},
+        "input": {"name": "samples", "shape": ["N", 3, 20, 20], "dtype": "uint8"},
         "output": {"name": "scores", "shape": ["N", 3]},
         "opset": 20,
     }
@@ -123,6 +128,24 @@ def test_bytes_that_were_changed_after_the_upload_are_refused(served: Served) ->
     files["model.onnx"] = served.store.keep("releases/strange/model.onnx", b"x").model_copy(update={"sha256": part.sha256})
     with pytest.raises(DigestMismatch, match=r"strange/model\.onnx must have SHA-256"):
         tried(served, files)
+
+
+def test_consumers_without_everfresh_reproduce_the_recorded_accuracy(served: Served) -> None:
+    """By weights and by model.pt2 just so; by model.onnx to one sample in a hundred, for Pillow resizes a shade otherwise."""
+    accuracy, as_recorded = consumer.score(served.store.root, served.release.id)
+    assert (accuracy, as_recorded) == (pytest.approx(served.release.accuracy), 1)
+    by_pt2 = consumer.consumer(consumer.DOCS / "consume_pt2.py").score(served.store.root, served.release.id)
+    assert by_pt2 == pytest.approx(served.release.accuracy)
+    code = f"""
+import runpy, sys
+score = runpy.run_path({str(consumer.DOCS / "consume_onnx.py")!r})["score"]
+from pathlib import Path
+print(score(Path({str(served.store.root)!r}), {served.release.id!r}), "torch" in sys.modules, "everfresh" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    by_onnx, *loaded = done.stdout.split()
+    assert float(by_onnx) == pytest.approx(served.release.accuracy, abs=0.01)
+    assert loaded == ["False", "False"]
 
 
 def test_what_cannot_be_exported_is_a_failed_verdict_and_not_the_end_of_the_loop(tmp_path: Path) -> None:
