@@ -147,7 +147,8 @@ def skeleton(spec: ModelSpec, name: str, *, code: str = "") -> nn.Module:
     if ":" in spec.architecture and package not in {"everfresh", code.partition(":")[0].split(".")[0]}:
         raise ModelError(
             f"{name} names its architecture {spec.architecture!r}, code of a package that model.architecture "
-            f"({code or 'none given'}) does not name, so it was not run. If you trust it, name it in the pipeline file."
+            f"({code or 'none given'}) does not name, so it was not run. If you trust it, name it in the pipeline file; a "
+            "service names it in `code` of load_champion."
         )
     return _build(spec)
 

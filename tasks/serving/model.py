@@ -127,9 +127,7 @@ def _local(store: Store, part: Part, most: int) -> Path:
     folder = cache_folder() / "models"
     path = cached(store, part, folder)
     with suppress(OSError):  # another user's cache, or a process that was faster
-        os.utime(
-            path, ns=(time.time_ns(), path.stat().st_mtime_ns)
-        )  # when it was used last, also where the disk keeps no such time
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # its last use, also where the disk notes none
         _bound(folder, most, path)
     return path
 

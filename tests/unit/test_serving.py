@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from support.keys import pair
@@ -18,11 +19,12 @@ from support.pictures import encode
 from support.proxy import Proxy, always, running_proxy
 from support.s3 import READER_KEY, READER_SECRET, environment
 from support.served import CODE, SIDE, check, odds, pictures, publish, write_release
+from support.small import in_memory
 
 from everfresh.tasks import alias
 from everfresh.tasks.config import S3Config
-from everfresh.tasks.errors import AccessRefused, DataError, ModelError, ReleaseError
-from everfresh.tasks.ledger import moves
+from everfresh.tasks.errors import AccessRefused, DataError, ModelError, ReleaseError, StoreError
+from everfresh.tasks.ledger import champion_moves, moves
 from everfresh.tasks.records import AliasMove, Feature, ModelSpec, Part, Release
 from everfresh.tasks.releases import sign_release
 from everfresh.tasks.serving import Champion, load_champion
@@ -135,6 +137,41 @@ def test_moves_are_followed(store: Store) -> None:
     alias.pin(store)
     assert not champion.refresh()
     assert champion.last_error is None
+
+
+steps = st.lists(st.sampled_from(["publish", "rollback", "pin", "unpin", "break", "mend", "look", "look"]), max_size=12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(steps)
+def test_after_a_look_the_champion_answers_or_the_last_good_one(history: list[str]) -> None:
+    with in_memory() as folder:
+        store, number, broken, good = FolderStore(Path(folder)), 1, False, 1
+        publish(store, 1)
+        champion = opened(store)
+        for step in history:
+            head = champion_moves(store).last()
+            assert head is not None
+            match step:
+                case "publish" if not head.pinned:
+                    number += 1
+                    publish(store, number)
+                case "rollback" | "pin" | "unpin":
+                    with suppress(ReleaseError, StoreError):  # nothing to go back to, not pinned, or broken
+                        getattr(alias, step)(store)
+                case "break" if not broken:
+                    (Path(folder) / "releases").rename(Path(folder) / "away")
+                    broken = True
+                case "mend" if broken and not (Path(folder) / "releases").exists():
+                    (Path(folder) / "away").rename(Path(folder) / "releases")
+                    broken = False
+                case "look":
+                    champion.refresh()
+                    whole = (Path(folder) / f"releases/{head.release}/release.json").exists()
+                    good = head.version if whole or head.version == good else good
+                    assert champion.version == good
+                    assert (champion.stale_since is None) == (head.version == good)
+            check(champion.predict(pictures(1)))
 
 
 def test_another_alias_is_followed_too(store: Store) -> None:
