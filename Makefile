@@ -5,7 +5,7 @@ HOME_OF_RUNS := $(CURDIR)/run/prefect
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run test test-slow lint format bench bench-seeds bench-pacs bench-adapt bench-forgetting bench-kill bench-s3 bench-upload \
+.PHONY: help run test test-slow lint format bench bench-gates bench-seeds bench-pacs bench-adapt bench-forgetting bench-kill bench-s3 bench-upload \
 	bench-drift bench-drift-speed bench-harm bench-flights bench-flights-stream bench-train-overhead bench-train-layout bench-train-input \
 	bench-train-peers bench-serve lock clean
 help: ## this list
@@ -89,6 +89,9 @@ bench-train-input: .venv/.installed ## training from JPEGs in shards against the
 
 bench-train-peers: .venv/.installed ## the same fine-tune in other trainers; needs PACS_DATA, SQUEEZENET and the extra peers
 	$(BIN)/python -W ignore benchmarks/train_peers.py
+
+bench-gates: .venv/.installed ## how often each gate errs on synthetic truth, two minutes
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gates.py
 
 bench-serve: .venv/.installed ## a service under load through 50 releases, 20 rollbacks and a minute without the store
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/serve_refresh.py
