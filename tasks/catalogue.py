@@ -65,10 +65,11 @@ class Entry:
 
 
 def catalogue(store: Store) -> list[Entry]:
-    """All releases that stand in the store whole, oldest first."""
+    """All releases that stand in the store, oldest first; not a record that was copied from another release's folder."""
     numbers, named_by = versions(store), aliases(store)
     champion = named_by.get(CHAMPION)
-    found = (find(store, f"releases/{release}/release.json", Release) for release in release_ids(store))
+    found = ((key, find(store, f"releases/{key}/release.json", Release)) for key in release_ids(store))
+    genuine = [release for key, release in found if release is not None and release.id == key]
     return [
         Entry(
             release=release,
@@ -77,7 +78,7 @@ def catalogue(store: Store) -> list[Entry]:
             retired=champion is not None and release.id in champion.retired,
             barred=champion is not None and release.id in champion.barred,
         )
-        for release in sorted(filter(None, found), key=lambda r: (r.created_at, r.id))
+        for release in sorted(genuine, key=lambda r: (r.created_at, r.id))
     ]
 
 

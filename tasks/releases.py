@@ -85,7 +85,8 @@ def _checked(store: Store, release: str, data: bytes) -> Release:
             "it from a copy, or roll back."
         )
     for file, part in found.files.items():
-        if PurePosixPath(file).name != file or "\\" in file or part.key != f"{folder_of(release)}/{file}":
+        plain = PurePosixPath(file).name == file and file not in {"", "..", RECORD, SIGNATURE} and not set(file) & set("\\:\0")
+        if not plain or part.key != f"{folder_of(release)}/{file}":
             raise ReleaseError(
                 f"{name} must name files of its own folder alone, got {file!r} at {part.key!r}. Do not load it: restore it "
                 "from a copy, or roll back."

@@ -7,18 +7,21 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fate import Died, Fated
+from support.keys import pair
 from support.releases import FILES, publish, put_release, release_id
 
 from everfresh.tasks.catalogue import Named, named
 from everfresh.tasks.config import RetentionConfig
 from everfresh.tasks.errors import DigestMismatch, ObjectMissing, ReleaseError, StoreError
-from everfresh.tasks.pull import _check_inside, problems, pull
-from everfresh.tasks.records import Release
+from everfresh.tasks.pull import problems, pull, recorded
+from everfresh.tasks.records import Part, Release
+from everfresh.tasks.releases import sign_release
 from everfresh.tasks.retention import carry_out, plan
 from everfresh.tasks.store import FolderStore, Store
 
@@ -91,23 +94,28 @@ def test_a_target_that_holds_something_else_is_left_alone(folder_store: FolderSt
 )
 def test_no_file_lands_outside_the_folder(folder_store: FolderStore, tmp_path: Path, name: str) -> None:
     record = put_release(folder_store, 1)
-    hostile = record.model_copy(update={"files": {name: record.files["card.md"]}})
-    folder_store.put(f"releases/{record.id}/release.json", hostile.to_bytes())
+    part = record.files["card.md"].model_copy(update={"key": f"releases/{record.id}/{name}"})
+    folder_store.put(f"releases/{record.id}/release.json", record.model_copy(update={"files": {name: part}}).to_bytes())
     before = found(tmp_path)
-    with pytest.raises(ReleaseError, match="must be named by a path inside its folder"):
+    with pytest.raises(ReleaseError, match="must name files of its own folder alone"):
         pull(folder_store, named(folder_store, record.id), tmp_path / "out")
     assert found(tmp_path) == before
 
 
-@given(st.text(alphabet="ab./\\:\0~ ", max_size=12))
+@settings(max_examples=60, deadline=None)
+@given(st.text(alphabet="ab./\\:\0~ ", min_size=1, max_size=12))
 def test_whatever_a_file_is_called_it_is_refused_or_lands_inside(name: str) -> None:
-    try:
-        _check_inside(Named("r", 1), name)
-    except ReleaseError:
-        return
+    part = Part(key=f"releases/{release_id(1)}/{name}", sha256="0" * 64, size=1)
+    with TemporaryDirectory() as folder:
+        store = FolderStore(Path(folder))
+        record = put_release(store, 1).model_copy(update={"files": {name: part}})
+        store.put(f"releases/{record.id}/release.json", record.to_bytes())
+        try:
+            recorded(store, Named(record.id, 1))
+        except ReleaseError:
+            return
     inside = Path(os.path.normpath(Path("/target") / name))
-    assert inside.is_relative_to("/target")
-    assert inside != Path("/target")
+    assert inside.parent == Path("/target")
 
 
 def test_of_a_pull_that_dies_no_target_is_seen(folder_store: FolderStore, tmp_path: Path) -> None:
@@ -117,7 +125,7 @@ def test_of_a_pull_that_dies_no_target_is_seen(folder_store: FolderStore, tmp_pa
     def die() -> None:
         raise Died
 
-    for operation in range(1, 5):  # its record, and each file
+    for operation in range(1, 7):  # its record, each file, record and signature
         with pytest.raises(Died):
             pull(Fated(folder_store.root, operation, event=die), goal, tmp_path / "model")
         assert not (tmp_path / "model").exists()
@@ -158,3 +166,21 @@ def test_a_record_of_another_release_is_found_out(folder_store: FolderStore) -> 
     one, two = put_release(folder_store, 1), put_release(folder_store, 2)
     folder_store.put(f"releases/{one.id}/release.json", two.to_bytes())
     assert "must be the record of" in problems(folder_store, Named(one.id, 0))[0]
+
+
+def test_where_a_key_is_named_only_what_it_signed_is_whole_and_pulled(
+    folder_store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, public = pair(tmp_path)
+    publish(folder_store, 1)
+    publish(folder_store, 2)
+    monkeypatch.setenv("EVERFRESH_SIGNING_KEY", str(private))
+    sign_release(folder_store, release_id(1))
+    monkeypatch.setenv("EVERFRESH_VERIFYING_KEY", str(public))
+    pull(folder_store, named(folder_store, "v1"), tmp_path / "model")
+    assert found(tmp_path / "model") == {*MINE, "model.sig"}
+    assert problems(folder_store, named(folder_store, "v1")) == []
+    assert "must have a signature model.sig over its files" in problems(folder_store, named(folder_store, "v2"))[0]
+    with pytest.raises(ReleaseError, match=r"must have a signature model\.sig"):
+        pull(folder_store, named(folder_store, "v2"), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
