@@ -11,9 +11,8 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
-
 from everfresh.tasks import alias, models
+from everfresh.tasks.card import card
 from everfresh.tasks.config import FineTuneConfig, PipelineConfig
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import ChampionMoved, DataError, ReleaseError
@@ -208,7 +207,12 @@ def _write_release(
             "training",
             "layout",
         },
-    )
+    ) | {
+        "parent": candidate.champion,
+        "evaluation": evaluation.key,
+        "holdout_view": tick.view,
+        "bank": [banked.view for banked in bank],
+    }
     return _settle_release(
         store,
         config,
@@ -297,7 +301,7 @@ def _settle_release(
         "metrics.json": as_json({f"{who} on {where}": s.model_dump(mode="json") for (who, where), s in scores.items()}),
         "verdicts.json": as_json([verdict.model_dump(mode="json") for verdict in verdicts]),
         "lineage.json": as_json(dict(lineage)),
-        "card.md": _card(config, draft, scores, verdicts, origin),
+        "card.md": card(config, draft, scores, verdicts, origin, view, store.read(files["holdout.jsonl"]).decode()),
     }
     for name, text in texts.items():
         parts[name] = keep_first(store, f"releases/{key}/{name}", text.encode())
@@ -324,23 +328,3 @@ def _reference(store: Store, release: str, bank: tuple[Banked, ...]) -> Referenc
     components = tuple(Component(name=n, views=tuple(v), splits=("holdout",)) for n, v in regimes.items())
     reference = Reference(id=digest_of("reference", release, components), release=release, components=components)
     return settle(store, f"references/{reference.id}/record.json", reference)
-
-
-def _card(
-    config: PipelineConfig, release: Release, scores: Mapping[tuple[str, str], Scores], verdicts: Sequence[Verdict], origin: str
-) -> str:
-    own = next(iter(scores.values()))
-    if release.spec.task == "regression":
-        weakest = [f"{name}: off by {v['mae']:.4g} in the mean of {v['samples']:.0f}" for name, v in own.per_class.items()]
-    else:
-        found = sorted((v["recall"], name, int(v["samples"])) for name, v in own.per_class.items() if v["samples"])[:3]
-        weakest = [f"{name}: {recall:.0%} of {n} found" for recall, name, n in found]
-    environment = Environment(loader=PackageLoader("everfresh.tasks"), autoescape=False, keep_trailing_newline=True)  # noqa: S701 - Markdown
-    return environment.get_template("card.md.j2").render(
-        pipeline=config.name,
-        release=release,
-        rows=list(scores.items()),
-        verdicts=verdicts,
-        origin=origin,
-        weakest="; ".join(weakest) or "no hold-out sample.",
-    )

@@ -12,7 +12,7 @@ from jinja2 import Environment
 from support.loop import CLASSES, pipeline
 from support.pictures import digits
 
-from everfresh.tasks import decide, evaluate, journal, models, publish
+from everfresh.tasks import card, decide, evaluate, journal, models, publish
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.errors import ChampionMoved
 from everfresh.tasks.ledger import attempt_folder, champion_moves, find, settle
@@ -62,9 +62,9 @@ def make_quick(patch: pytest.MonkeyPatch) -> None:
 
     It is processes that die here, not the power of the machine.
     """
-    draw, compiled = cache(_drawn), cache(lambda _name: Environment(loader=publish.PackageLoader("everfresh.tasks")))
+    draw, compiled = cache(_drawn), cache(lambda _name: Environment(loader=card.PackageLoader("everfresh.tasks")))
     patch.setattr(evaluate, "confusion_picture", lambda before, after, classes, path: path.write_bytes(draw(tuple(classes))))
-    patch.setattr(publish, "Environment", lambda **_options: compiled("card"))
+    patch.setattr(card, "Environment", lambda **_options: compiled("card"))
     patch.setattr("os.fsync", lambda _handle: None)
 
 

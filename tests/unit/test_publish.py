@@ -131,7 +131,11 @@ def test_a_proven_challenger_becomes_champion(proven: Proven) -> None:
     table = next(part for part in card.split("\n\n") if part.startswith("| | on |")).splitlines()
     assert {line.count("|") for line in table} == {8}  # one table: head, rule and a row for each set of samples
     assert len(table) >= 3
+    assert "Nobody has said" in card
+    assert "| slice of its hold-out | samples | accuracy | 95 % |\n|---|---|---|---|\n| label = " in card
+    assert "Hold-out by class: zero " in card
     lineage = json.loads(proven.store.get(release.files["lineage.json"].key))
+    assert lineage["parent"] == before.release
     assert lineage["recipe"] == proven.challenger.recipe
     assert (release.parent, release.seq, release.evaluation) == (before.release, 2, proven.proof.key)
     reference = find(proven.store, f"references/{release.reference}/record.json", Reference)
