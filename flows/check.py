@@ -258,7 +258,7 @@ def _gates(config: PipelineConfig) -> str:
     for gate in config.gates:
         least = wins_needed(gate.confidence) if isinstance(gate, BetterGate) else getattr(gate, "min_samples", 0)
         here = getattr(gate, "scope", "window") == "window" and getattr(gate, "too_few", "pass") == "fail"
-        if here and math.ceil(least / window.holdout_fraction) > window.max_samples:
+        if here and least > 1 and math.ceil(least / window.holdout_fraction) > window.max_samples:
             asked = f"a confidence of {gate.confidence:g}" if isinstance(gate, BetterGate) else f"min_samples: {least}"
             raise ConfigError(
                 f"gates.{gate.kind}: a hold-out must have at least {least} samples for {asked}, got {samples} of the largest "

@@ -126,8 +126,9 @@ def calibration(gate: CalibrationGate, trial: Trial) -> Verdict:
         return undecided("calibration", gate.too_few, words, samples=float(samples))
     ours = _reliability(judged, judged.challenger, np.ones(samples, dtype=bool), gate.bins)
     chance = ours.chance(trial.seed)
-    numbers = {"ece": ours.error, "chance": chance, "samples": float(samples)}
-    said = [f"ECE {ours.error:.1%} on {samples} {gate.scope} samples, of which chance alone makes {chance:.1%}"]
+    numbers = {"ece": ours.error, "chance": chance, "bins": float(ours.bins), "samples": float(samples)}
+    where = f"in {ours.bins} bins of equal mass on {samples} {gate.scope} samples"
+    said = [f"ECE {ours.error:.1%} {where}, of which chance alone makes {chance:.1%}"]
     z, resolves, passed = float(norm.ppf(gate.confidence) + norm.ppf(POWER)), [], True
     if gate.maximum is not None:
         found = estimate([ours], gate.confidence, trial.seed)

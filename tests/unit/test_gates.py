@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import binom, binomtest, multinomial
@@ -82,6 +82,7 @@ def test_a_gap_within_its_limit_is_refuted_no_more_often_than_the_level(first: i
             assert chances[p_values <= level].sum() <= 1.2 * level
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.floats(0, 1), st.floats(0.01, 0.99))
 def test_shares_against_a_limit_are_tested_exactly(count: int, share: float, limit: float) -> None:
     hits = round(share * count)
@@ -89,6 +90,7 @@ def test_shares_against_a_limit_are_tested_exactly(count: int, share: float, lim
     assert p_above(hits, count, limit) == pytest.approx(binomtest(hits, count, limit, "greater").pvalue)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.floats(0, 1), st.sampled_from([0.05, 0.001]))
 def test_a_bound_is_the_limit_at_which_its_test_turns(count: int, share: float, level: float) -> None:
     hits = round(share * count)
@@ -99,6 +101,7 @@ def test_a_bound_is_the_limit_at_which_its_test_turns(count: int, share: float, 
     assert low <= hits / count <= high
 
 
+@settings(deadline=None)
 @given(arrays(np.float64, st.integers(1, 30), elements=st.floats(0, 1)))
 def test_holms_correction_is_holms(p_values: np.ndarray) -> None:
     found, count = holm(p_values), len(p_values)
@@ -113,6 +116,7 @@ def test_holms_correction_is_holms(p_values: np.ndarray) -> None:
     assert (found <= np.minimum(p_values * count, 1) + 1e-15).all()  # never harder than Bonferroni
 
 
+@settings(deadline=None)
 @given(st.permutations(range(8)), st.lists(st.floats(0, 1), min_size=8, max_size=8))
 def test_holms_correction_knows_no_order(order: list[int], values: list[float]) -> None:
     p_values = np.array(values)
@@ -237,6 +241,36 @@ def test_slices_are_those_of_the_columns_that_are_named() -> None:
     assert said(SlicesGate(columns=("label", "window")), window).numbers["slices"] == 2
 
 
+@settings(max_examples=15, deadline=None)
+@given(st.permutations(range(60)), st.integers(0, 2**60 - 1))
+def test_the_slices_verdict_knows_no_order(order: list[int], bits: int) -> None:
+    now = np.array([bits >> i & 1 for i in range(60)])
+    sites = np.array(["a"] * 25 + ["b"] * 30 + ["c"] * 5)
+    gate = SlicesGate(minimum=0.6, max_gap=0.1, max_drop=0.0)
+    first = said(gate, judged(now, np.ones(60), {"site": list(sites)}))
+    again = said(gate, judged(now[order], np.ones(60), {"site": list(sites[order])}))
+    assert (first.numbers, first.words) == (again.numbers, again.words)
+
+
+@pytest.mark.parametrize(
+    ("targets", "truth", "good", "bad"),
+    [
+        (Targets(("x",), "regression", 1.0), np.zeros((60, 1), np.float32), 0.5, 1.5),
+        (Targets(("a", "b"), "multi_label"), np.ones((60, 2), np.float32), 1.0, -1.0),
+    ],
+)
+def test_values_and_sets_are_judged_by_right_or_wrong(targets: Targets, truth: Any, good: float, bad: float) -> None:
+    """Right before in all 60; now wrong in one slice of 30."""
+    before = torch.full(truth.shape, good)
+    now = before.clone()
+    now[:30] = bad
+    sites = np.array(["a"] * 30 + ["b"] * 30)
+    window = Judged(truth, now, before, np.ones(60, dtype=bool), targets, columns={"site": sites})
+    verdict = said(SlicesGate(minimum=0.5), window)
+    assert (verdict.outcome, verdict.numbers["drop"], verdict.numbers["floor"]) == ("failed", 1, 0)
+    assert said(NegativeFlipsGate(), window).numbers["flips"] == 30
+
+
 def test_a_drop_is_measured_on_what_both_models_know() -> None:
     window = judged([0] * 60, [1] * 60, {"site": ["a"] * 60}, shared=[1] * 19 + [0] * 41)
     assert said(SlicesGate(), window).outcome == "undecided"
@@ -352,6 +386,7 @@ def calibrated(count: int, off: float, before: float | None = 0.0, seed: int = 0
     return Judged(zeros, scores(off), None if before is None else scores(before), everywhere, Targets(("a", "b")))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(2, 40), st.integers(0, 9))
 def test_bins_have_equal_mass_and_grow_with_confidence(count: int, bins: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -365,6 +400,7 @@ def test_bins_have_equal_mass_and_grow_with_confidence(count: int, bins: int, se
     assert abs(right.mean() - confidence.mean()) - 1e-12 <= found.error <= np.abs(right - confidence).mean() + 1e-12
 
 
+@settings(deadline=None)
 @given(st.integers(1, 120), st.integers(0, 9))
 def test_the_calibration_error_is_that_of_its_definition_and_knows_no_order(count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -415,7 +451,8 @@ def test_the_words_of_calibration_hold_error_chance_and_limits() -> None:
     verdict = said(CalibrationGate(maximum=0.1), calibrated(200, 0.0))
     n = verdict.numbers
     assert verdict.words == (
-        f"calibration: ECE {n['ece']:.1%} on 200 window samples, of which chance alone makes {n['chance']:.1%}; "
+        f"calibration: ECE {n['ece']:.1%} in 8 bins of equal mass on 200 window samples, of which chance alone makes "
+        f"{n['chance']:.1%}; "
         f"{n['value']:+.1%} [{n['low']:+.1%}, {n['high']:+.1%}] without, may be 10.0%; champion's {n['champion_ece']:.1%}; "
         f"increase {n['increase']:+.1%} [{n['increase_low']:+.1%}, {n['increase_high']:+.1%}] less chance, may be 5.0%"
     )

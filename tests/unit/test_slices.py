@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
@@ -33,6 +33,7 @@ def test_a_column_of_the_source_stands_before_ours_of_that_name() -> None:
     assert columns[WINDOW].tolist() == ["north"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=60))
 def test_slices_part_the_samples(rows: list[tuple[str, bool]]) -> None:
     values, right = np.array([v for v, _ in rows], dtype=np.str_), np.array([r for _, r in rows], dtype=bool)
@@ -44,6 +45,7 @@ def test_slices_part_the_samples(rows: list[tuple[str, bool]]) -> None:
     assert all(s.accuracy.low <= s.accuracy.value <= s.accuracy.high and s.samples for s in found)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 400), st.integers(0, 400), st.sampled_from([0.5, 0.8, 0.95, 0.999]))
 def test_the_interval_is_wilsons(hits: int, more: int, confidence: float) -> None:
     found, count = wilson(hits, hits + more, confidence), hits + more
