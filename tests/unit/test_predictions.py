@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +25,7 @@ from PIL import Image
 from support import tables
 from support.pictures import noise
 from support.proxy import always, running_proxy
+from support.served import said
 from support.windows import pipeline, quarantined, taken
 
 from everfresh.flows.check import check
@@ -45,18 +45,12 @@ from everfresh.tasks.predictions import (
     shard_key,
     shard_of,
 )
-from everfresh.tasks.serving import PredictionLog, Predictions
+from everfresh.tasks.serving import PredictionLog
 from everfresh.tasks.store import FolderStore, S3Store, Store
 from everfresh.tasks.views import View
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SHARDS = [f"20260301T12000{n}Z-{n:012x}" for n in range(3)]
-
-
-def said(count: int, label: str = "cat", version: int = 3) -> Predictions:
-    """What a release might say."""
-    odds = np.tile([0.9, 0.1], (count, 1))
-    return Predictions((label,) * count, odds.max(axis=1), odds, ("cat", "dog"), f"release-{version}", version)
 
 
 def reading(place: str, **source: Any) -> PipelineConfig:
@@ -217,9 +211,9 @@ def test_memory_is_bounded_and_what_is_dropped_is_counted_while_the_store_is_dow
 
 def test_a_process_that_is_killed_loses_its_buffer_at_most(tmp_path: Path) -> None:
     code = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_predictions import PredictionLog, noise, said
+from support.pictures import noise
+from support.served import said
+from everfresh.tasks.serving import PredictionLog
 log = PredictionLog({str(tmp_path / "log")!r}, flush_every=60)
 log.log([noise(n) for n in range(20)], said(20))
 log.flush()
@@ -244,9 +238,10 @@ while True:
 
 def test_workers_that_a_process_forks_write_logs_of_their_own(tmp_path: Path) -> None:
     code = f"""
-import os, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_predictions import PredictionLog, noise, said
+import os
+from support.pictures import noise
+from support.served import said
+from everfresh.tasks.serving import PredictionLog
 log = PredictionLog({str(tmp_path / "log")!r}, flush_every=60)
 log.log([noise(0)], said(1))
 child = os.fork()
@@ -346,10 +341,11 @@ def test_check_tells_what_waits(folder_store: FolderStore) -> None:
     write_labels(folder_store, [(ids[0], "cat"), (ids[1], "dog")])
     write_shard(folder_store, SHARDS[1], 1)
     config = config.model_copy(update={"store": folder_store.url("store")})
-    lines = {line.name: line for line in takewhile(lambda line: line.name != "weights", check(config))}
-    assert lines["source"].words == "2 files, others wait for their labels"
-    assert lines["classes"].passed
-    assert "2 of 2 classes" in lines["classes"].words
+    lines = check(config)
+    source, classes = next(x for x in lines if x.name == "source"), next(x for x in lines if x.name == "classes")
+    assert source.words == "2 files, others wait for their labels"
+    assert classes.passed
+    assert "2 of 2 classes" in classes.words
 
 
 def test_an_archive_that_is_no_shard_stops_the_tick(folder_store: FolderStore) -> None:
