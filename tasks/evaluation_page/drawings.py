@@ -80,7 +80,7 @@ def slices_picture(groups: Sequence[Sequence[SliceRow]], overall: float, left_ou
 def _slice(axes: Axes, row: SliceRow, y: int) -> None:
     colour = RED if row.flagged else BLUE
     if row.flagged:
-        axes.axhspan(y - 0.5, y + 0.5, xmin=-0.6, xmax=1.68, color="#FBE9DF", linewidth=0, zorder=0, clip_on=False)
+        axes.axhspan(y - 0.5, y + 0.5, xmin=-0.59, xmax=1.725, color="#FBE9DF", linewidth=0, zorder=0, clip_on=False)
     weight = "bold" if row.flagged else "normal"
     name = plain(short(row.value, 26) or "(none)", 26)
     axes.text(-0.555, y, name, size=9.5, color=INK, va="center", weight=weight, clip_on=False)

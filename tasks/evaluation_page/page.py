@@ -54,7 +54,8 @@ class Page:
     title: str
     badge: tuple[str, str]
     sentence: str
-    warnings: list[str]
+    warnings: list[tuple[str, str]]
+    """Whom the challenger fails, and how."""
     facts: list[tuple[str, str]]
     gates: list[Gate]
     slices: list[tuple[str, Panel]]
@@ -152,18 +153,21 @@ def _page(
 # --- words ---------------------------------------------------------------------------------------------------------
 
 
-def warnings(rows: Sequence[SliceRow], where: str) -> list[str]:
+def warnings(rows: Sequence[SliceRow], where: str) -> list[tuple[str, str]]:
     """Whom the challenger fails beyond chance: columns of the source first, then labels and windows, the worst first."""
     flagged = sorted((row for row in rows if row.flagged), key=lambda row: (row.built_in, row.gap))
     found = []
     for row in flagged[:LISTED]:
         was = f"; the champion {percent(row.champion.value)}" if row.champion else ""
         found.append(
-            f"{short(row.column, 24)} = {short(row.value, 24) or '(none)'}: {percent(row.challenger.value)} right, all others "
-            f"{percent(row.others)} ({points(row.gap)}, {row.samples:,} samples of {where}{was})"
+            (
+                f"{short(row.column, 24)} = {short(row.value, 24) or '(none)'}",
+                f": {percent(row.challenger.value)} right, all others {percent(row.others)} ({points(row.gap)}, "
+                f"{row.samples:,} samples of {where}{was})",
+            )
         )
     if len(flagged) > LISTED:
-        found.append(f"and {len(flagged) - LISTED} more of {where}")
+        found.append(("", f"and {len(flagged) - LISTED} more of {where}"))
     return found
 
 
