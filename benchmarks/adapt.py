@@ -104,7 +104,8 @@ class Stream:
             config = load_config(pipeline_file(self.folder, seed))
         policy = config.policy.model_copy(update={"ladder": (method,)}) if method in {"head", "full"} else config.policy
         drift = config.drift.model_copy(update={"report": False})
-        self.config = config.model_copy(update={"policy": policy, "drift": drift})
+        proof = config.evaluation.model_copy(update={"report": False})
+        self.config = config.model_copy(update={"policy": policy, "drift": drift, "evaluation": proof})
         self.store = pipeline_store(self.config)
 
     def play(self) -> list[Any]:

@@ -94,7 +94,8 @@ def run(months: dict[int, pd.DataFrame]) -> list[dict[str, Any]]:
         most = max(len(rows) for rows in months.values())
         window = config.window.model_copy(update={"max_samples": FIRST * most, "min_samples": 1})
         drift = config.drift.model_copy(update={"report": False})
-        config = config.model_copy(update={"window": window, "drift": drift})
+        proof = config.evaluation.model_copy(update={"report": False})
+        config = config.model_copy(update={"window": window, "drift": drift, "evaluation": proof})
         store = pipeline_store(config)
         for month in list(months)[:FIRST]:
             months[month].to_parquet(inbox / f"{month:02d}.parquet", index=False)

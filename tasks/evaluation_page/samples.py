@@ -12,18 +12,23 @@ from everfresh.tasks.gates import Judged
 from everfresh.tasks.slices import MISSING
 from everfresh.tasks.targets import Targets
 
+ROWS = 4_096
+"""Samples whose probabilities are in memory at once."""
+
 
 def confidence(targets: Targets, scores: NDArray[np.float32]) -> NDArray[np.float64]:
     """(N,) how probably each prediction is right, as the model sees it; NaN of values, which say nothing of it."""
-    wide = scores.astype(np.float64)
-    match targets.task:
-        case "single_label":
-            powers = np.exp(wide - wide.max(axis=1, keepdims=True, initial=-np.inf))
-            return targets.confidence(powers / powers.sum(axis=1, keepdims=True))
-        case "multi_label":
-            return targets.confidence(1 / (1 + np.exp(-np.clip(wide, -500, 500))))
-        case "regression":
-            return np.full(len(wide), np.nan)
+    if targets.task == "regression":
+        return np.full(len(scores), np.nan)
+    parts = (scores[start : start + ROWS].astype(np.float64) for start in range(0, len(scores), ROWS))
+    return np.concatenate([np.zeros(0), *(targets.confidence(_probabilities(targets, part)) for part in parts)])
+
+
+def _probabilities(targets: Targets, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    if targets.task == "multi_label":
+        return np.asarray(1 / (1 + np.exp(-np.clip(scores, -500, 500))))
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 def joined(first: Judged, second: Judged) -> Judged:

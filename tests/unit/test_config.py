@@ -105,6 +105,7 @@ def test_missing_classes_are_named() -> None:
         ("model__classes", "cat", "'cat'"),
         ("model__classes", ["cat", 3], "3"),
         ("drift__report", "sometimes", "'sometimes'"),
+        ("evaluation__report", "sometimes", "'sometimes'"),
         ("policy__bootstrap", "everything", "'everything'"),
         ("policy__ladder", ["head", "cloud"], "'cloud'"),
         ("fine_tune__augment", "mixup", "'mixup'"),
