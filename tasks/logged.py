@@ -72,7 +72,7 @@ class PredictionSource(Source):
         """What is known of each sample of a shard, and whether all have a label."""
         said: dict[str, Annotation] = {}
         labels = newest_labels((i.key, self.local(p, i).read_bytes()) for p, i in self._labels[PurePosixPath(item.key).stem])
-        rows = {row.get("member"): row for row in rows_in(self._table(place, item), f"{item.key}/{TABLE}")}
+        rows = {str(row.get("member")): row for row in rows_in(self._table(place, item), f"{item.key}/{TABLE}")}
         for member in members:
             row = rows.get(member.key.removeprefix(f"{item.key}/"))
             if row is None:

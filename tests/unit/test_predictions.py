@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,6 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from support import tables
 from support.pictures import noise
 from support.proxy import always, running_proxy
 from support.served import said
+from support.small import in_memory
 from support.windows import pipeline, quarantined, taken
 
 from everfresh.flows.check import check
@@ -335,6 +336,29 @@ def test_rows_that_a_service_was_asked_about_are_kept_as_rows_of_a_table(tmp_pat
     assert ["no value, not even null, in heat" in r for r in quarantined(store.sub("b"), entry).values()] == [True]
 
 
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=9), lambda x: st.lists(x, max_size=2), max_leaves=4
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.dictionaries(st.sampled_from(["member", "slices", "version", "release", "confidence"]), anything), anything)
+def test_whatever_stands_in_a_table_a_tick_goes_on(odd: dict[str, Any], label: Any) -> None:
+    with in_memory() as folder:
+        store, identity = FolderStore(Path(folder)), prediction_id(SHARDS[0], 0)
+        row = {"id": identity, "member": f"{identity}.png", "at": NOW.isoformat()} | odd
+        sink = io.BytesIO()
+        with tarfile.open(fileobj=sink, mode="w") as tar:
+            for name, data in {TABLE: json.dumps(row).encode(), f"{identity}.png": noise(0)}.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        store.create(f"log/{shard_key(SHARDS[0])}", sink.getvalue())
+        store.create(f"log/{labels_key(SHARDS[0], NOW)}", pack_labels([(identity, label, NOW)]))
+        view = View(store.sub("p"), taken_view(store.sub("p"), reading(store.url("log"), slice_columns=["release"])))
+        assert view.window.samples + view.window.quarantined == 1
+
+
 def test_check_tells_what_waits(folder_store: FolderStore) -> None:
     config = reading(folder_store.url("log"), label_wait_hours=1)
     ids = write_shard(folder_store, SHARDS[0], 2)
@@ -368,7 +392,7 @@ steps = st.lists(
 @settings(max_examples=40, deadline=None)
 @given(steps)
 def test_each_prediction_is_in_one_window_once_whatever_comes_when(history: list[tuple[str, int, int]]) -> None:
-    with TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
+    with in_memory() as folder:
         store, written, clock = FolderStore(Path(folder)), dict[str, list[str]](), time.time()
         pipe = store.sub("p")
 
