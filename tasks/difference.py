@@ -20,8 +20,8 @@ from everfresh.tasks.records import Comparison, Evaluation, Release, RemovedRele
 from everfresh.tasks.store import Store
 
 WEIGHTS = "model.safetensors"
-DATA = ("view", "replay", "reference_view")
-"""What of the lineage says which windows a release learnt from."""
+ELSEWHERE = ("view", "replay", "reference_view", "bank", "parent", "evaluation", "cost")
+"""What of the lineage is told as data or release, or differs each time."""
 Pairs = dict[str, list[Any]]
 """By name what the one and the other have; null where one has nothing of that name."""
 
@@ -52,7 +52,7 @@ def difference(store: Store, one: Named, other: Named, *, weights: bool = True) 
     compared = [store.local(part) for part in files if part is not None] if weights else []
     return {
         "releases": [_facts(goal, release) for goal, release in zip((one, other), pair, strict=True)],
-        "lineage": _unequal(*({k: v for k, v in made.items() if k not in {*DATA, "cost"}} for made in lineage)),
+        "lineage": _unequal(*({k: v for k, v in made.items() if k not in ELSEWHERE} for made in lineage)),
         "config": _unequal(*config),
         "data": _data(store, *lineage),
         "metrics": _unequal(*(_own(m) for m in metrics)),
