@@ -1,7 +1,7 @@
 """``everfresh``: the command line.
 
-Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage or config, 3 a gate rejected the challenger, a forced rung
-has no answer, or `compare` found drift, 130 stopped by Ctrl-C.
+Exit codes: 0 done or nothing to do, 1 failed, or `verify` found a release that is not whole, 2 wrong usage or config, 3 a
+gate rejected the challenger, a forced rung has no answer, or `compare` found drift, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
