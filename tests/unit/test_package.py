@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import consumer
+from support.fate import Died, Fated
 from support.loop import Outcome, arrive, pipeline, release_of, run_window
 from support.tables import pipeline as tables
 from support.tables import table, write
@@ -25,6 +28,7 @@ from everfresh.tasks.package import gates_of, judge, package
 from everfresh.tasks.records import Verdict
 from everfresh.tasks.serves import furthest
 from everfresh.tasks.store import FolderStore, Store
+from everfresh.tasks.sweep import debris
 from everfresh.tasks.views import View
 
 BOTH = {"formats": ["pt2", "onnx"]}
@@ -95,6 +99,28 @@ def test_a_process_without_an_answer_says_nothing_of_the_files(served: Served, m
 
 def tried(served: Served, files: dict[str, Any]) -> dict[str, Any]:
     return packages._try_in_fresh_process(served.store, served.config, served.release.spec, files, served.view)
+
+
+WRITES = 8
+"""Of a package: three files, two more that are created if absent and written, and its record."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", range(1, WRITES + 1))
+def test_a_death_at_any_write_is_made_good_by_the_rerun(served: Served, tmp_path: Path, at: int) -> None:
+    shutil.copytree(served.store.root, tmp_path / "store")
+    store = FolderStore(tmp_path / "store")
+    for item in [*store.list("packages"), *store.list("releases")]:
+        store.delete(item.key)
+    candidate = served.outcome.tried[-1]
+    wanted = (served.config, candidate.key, candidate.spec, candidate.weights, served.view)
+    with pytest.raises(Died):
+        package(Fated(store.root, at=at, when="before"), *wanted)
+    assert not list(store.list("packages"))
+    made = package(store, *wanted)
+    assert made.files == {name: part for name, part in served.release.files.items() if name in made.files}
+    assert made.verdicts[0].passed
+    assert debris(store, timedelta(0)) == []
 
 
 def test_files_that_do_not_load_are_named(served: Served) -> None:
