@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from everfresh.tasks import signing
 from everfresh.tasks.config import BetterGate, ImageFolder, ParentFolder, PipelineConfig, TableRows
 from everfresh.tasks.errors import (
     AccessRefused,
@@ -62,6 +63,7 @@ def check(config: PipelineConfig) -> Iterator[Checked]:
         "device": _device,
         **({"champion": _champion} if all(line.passed for line in store) else {}),
         "gates": _gates,
+        **({"signing": lambda _config: signing.tried()} if signing.asked() else {}),
         "prefect": _prefect,
     }
     for name, attempt in parts.items():

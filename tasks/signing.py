@@ -24,6 +24,11 @@ DIGESTS = re.compile(r": Expected 'Digest\(.*?\)', Actual 'Digest\(.*?\)'(?=\W)"
 """What the library tells of a file that differs, after its name: pages of bytes."""
 
 
+def asked() -> bool:
+    """Whether the environment names a key."""
+    return bool(os.environ.get(SIGNING_KEY) or os.environ.get(VERIFYING_KEY))
+
+
 def key_of(variable: str) -> Path | None:
     """The file of a key that the environment names; None if it names none.
 
@@ -85,6 +90,22 @@ def verify(name: str, digests: Mapping[str, str], signature: bytes, key: Path) -
             told = DIGESTS.sub("", " ".join(str(error).split()))
             reason = told[:300].rstrip(".") or type(error).__name__
             raise refused(name, key, f"one that does not hold ({reason})") from error
+
+
+def tried() -> str:
+    """What the keys of this environment do, found out by signing and verifying; empty where it names none.
+
+    Raises:
+        ConfigError: a key cannot be used.
+        ReleaseError: the two are no pair, so that what is signed here would be refused here.
+    """
+    private, public = key_of(SIGNING_KEY), key_of(VERIFYING_KEY)
+    probe = {"probe": "0" * 64}
+    signature = sign("a probe", probe, private) if private else None
+    if public and signature:
+        verify("a probe", probe, signature, public)
+    done = [f"signed with {private}"] * bool(private) + [f"refused unless signed for {public}"] * bool(public)
+    return f"releases are {', '.join(done)}" if done else ""
 
 
 def refused(name: str, key: Path, got: str) -> ReleaseError:

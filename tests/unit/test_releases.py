@@ -21,7 +21,8 @@ from support.keys import pair
 from support.loop import arrive, pipeline, release_of, run_window
 from support.releases import put_release, release_id
 
-from everfresh.tasks import models
+from everfresh.flows.check import check
+from everfresh.tasks import models, signing
 from everfresh.tasks.catalogue import Named
 from everfresh.tasks.errors import ConfigError, DigestMismatch, EverfreshError, ModelError, ReleaseError
 from everfresh.tasks.exports import export, opened
@@ -158,6 +159,19 @@ def test_keys_that_cannot_be_used_are_named(folder_store: FolderStore, tmp_path:
         with pytest.raises(ConfigError, match=rf"{variable} must be a PEM file of a (private|public) key on P-256"):
             ask(folder_store, release.id)
         monkeypatch.delenv(variable)
+
+
+def test_check_tells_what_the_keys_do(keys: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (signing.asked(), signing.tried()) == (False, "")
+    monkeypatch.setenv(SIGNING_KEY, str(keys[0]))
+    assert signing.tried() == f"releases are signed with {keys[0]}"
+    monkeypatch.setenv(VERIFYING_KEY, str(keys[1]))
+    assert signing.tried() == f"releases are signed with {keys[0]}, refused unless signed for {keys[1]}"
+    monkeypatch.setenv(VERIFYING_KEY, str(pair(tmp_path, "other")[1]))
+    with pytest.raises(ReleaseError, match=r"got one that does not hold \(Key mismatch"):
+        signing.tried()
+    (line,) = [line for line in check(pipeline(tmp_path)) if line.name == "signing"]
+    assert not line.passed
 
 
 NAMES = st.text("abcdefgh.-_é ", min_size=1, max_size=12).filter(lambda n: n.strip(". ") and n != SIGNATURE)
