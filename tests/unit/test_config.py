@@ -274,6 +274,16 @@ NESTED: list[tuple[str, str, str, Any]] = [
     ("gates", "better", "confidence", 0.4), ("gates", "better", "confidence", 1),
     ("gates", "no_worse", "margin", -0.1), ("gates", "no_worse", "margin", 1.1),
     ("gates", "no_worse", "confidence", 0.4), ("gates", "no_worse", "confidence", 1),
+    ("gates", "floor", "min_samples", 0), ("gates", "slices", "minimum", 0), ("gates", "slices", "max_gap", 1),
+    ("gates", "slices", "max_drop", -0.1), ("gates", "slices", "min_samples", 4), ("gates", "slices", "confidence", 1),
+    ("gates", "negative_flips", "maximum", 1), ("gates", "negative_flips", "relative", 0),
+    ("gates", "negative_flips", "confidence", 0.4), ("gates", "negative_flips", "min_samples", 0),
+    ("gates", "calibration", "maximum", -0.1), ("gates", "calibration", "max_increase", 1), ("gates", "calibration", "bins", 1),
+    ("gates", "calibration", "min_samples", 19), ("gates", "robustness", "minimum", 1), ("gates", "robustness", "max_drop", 1),
+    ("gates", "robustness", "max_samples", 0), ("gates", "robustness", "min_samples", 4),
+    ("gates", "latency", "max_ratio", 0), ("gates", "latency", "max_ms", 0), ("gates", "latency", "batch_size", 0),
+    ("gates", "latency", "rounds", 9), ("gates", "size", "max_ratio", 0), ("gates", "size", "max_megabytes", 0),
+    ("gates", "serves", "tolerance", 0),
 ]  # fmt: skip
 
 
