@@ -152,7 +152,15 @@ CREDENTIAL = (
 WORDS: list[tuple[dict[str, Any], str]] = [
     ({"window__maxsamples": 1}, "window.maxsamples: unknown key. Did you mean max_samples? Remove it or correct its spelling; "
         "`everfresh init` lists all keys."),
-    ({"colour": "red"}, "colour: unknown key. Remove it or correct its spelling; `everfresh init` lists all keys."),
+    (
+        {"release": {"formats": ["onnx"]}, "gates": [{"kind": "serves", "formats": ["pt2"]}]},
+        "gates.0.formats must be safetensors or among release.formats, got pt2. Add it to release.formats, or remove it.",
+    ),
+    (
+        {"release": {"formats": ["onnx", "onnx"]}},
+        "release.formats: must not repeat a name, got onnx more than once. Name each once.",
+    ),
+    ({"hue": "red"}, "hue: unknown key. Remove it or correct its spelling; `everfresh init` lists all keys."),
     ({"window__max_samples": "many"}, "window.max_samples: must be a whole number, got 'many'. Write one without a point."),
     ({"window__max_samples": 1.5}, "window.max_samples: must be a whole number, got 1.5. Write one without a point."),
     ({"fine_tune__learning_rate": "fast"}, "fine_tune.learning_rate: must be a number, got 'fast'. Write one such as 0.05."),
