@@ -127,12 +127,10 @@ def reliability_picture(models: Sequence[tuple[str, Calibration]]) -> Figure:
         axes.errorbar(
             found.confidence, values, yerr=[low, high], fmt="o-", color=colour, linewidth=1.6, markersize=5, capsize=2
         )
-        share = found.samples / max(int(found.samples.sum()), 1)
-        axes.bar(found.confidence, share, 0.05, color=colour, alpha=0.18, linewidth=0)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.02)
         axes.set_title(f"{name}: ECE {found.error:.3f}", size=11.5, weight="bold", color=INK)
-        axes.set_xlabel("how sure it is (bars: share of the samples)", size=9.5)
+        axes.set_xlabel("how sure it is (each point stands for as many samples)", size=9.5)
         axes.set_ylabel("how often it is right", size=9.5)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=9)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from everfresh.tasks.evaluation_page.samples import confidence
 from everfresh.tasks.gates import Judged
+from everfresh.tasks.gates.calibration import Reliability
 from everfresh.tasks.gates.evidence import holm
 from everfresh.tasks.records import Comparison, Interval, Scores, digest_of
 from everfresh.tasks.slices import LABEL, WINDOW, by_slice, wilson
@@ -20,7 +21,7 @@ Floats = NDArray[np.float64]
 RESAMPLES = 400
 MOST_RESAMPLED, LARGEST = 20_000, 5_000_000
 """Samples, and samples times classes, beyond which nothing is resampled: a page is not worth so much memory."""
-BINS = 10
+BINS = 15
 CLEAR = 0.05
 """Chance, over all slices together, below which a slice counts as worse than the others."""
 MOST_VALUES = 200
@@ -143,7 +144,7 @@ def _of_values(weights: NDArray[np.float32], said: Floats, truth: Floats) -> dic
 
 @dataclass(frozen=True)
 class Calibration:
-    """How often a model is right against how sure it is (Naeini et al. 2015), in bins of equal width that hold samples."""
+    """How often a model is right against how sure it is (Naeini et al. 2015), in bins of equal mass."""
 
     confidence: Floats
     """(B,) mean in each bin."""
@@ -156,15 +157,13 @@ class Calibration:
 
 
 def calibration(confidence: Floats, right: NDArray[np.bool_]) -> Calibration:
-    """Bins of samples (N,) by their confidence, 0…1."""
-    places = np.clip((confidence * BINS).astype(np.int64), 0, BINS - 1)
-    counts = np.bincount(places, minlength=BINS)
+    """Of samples (N,) by their confidence, 0…1, in the bins of the gate on calibration."""
+    found = Reliability.binned(confidence, right, BINS)
+    counts = np.bincount(found.bin, minlength=found.bins)
     filled = np.flatnonzero(counts)
-    hits = np.bincount(places, weights=right, minlength=BINS)
-    means = np.bincount(places, weights=confidence, minlength=BINS)[filled] / counts[filled]
-    gaps = np.abs(hits[filled] / counts[filled] - means)
-    error = float((gaps * counts[filled]).sum() / max(len(confidence), 1))
-    return Calibration(means, tuple(wilson(int(hits[b]), int(counts[b])) for b in filled), counts[filled], error)
+    hits = np.bincount(found.bin, weights=right, minlength=found.bins)
+    means = np.bincount(found.bin, weights=confidence, minlength=found.bins)[filled] / counts[filled]
+    return Calibration(means, tuple(wilson(int(hits[b]), int(counts[b])) for b in filled), counts[filled], found.error)
 
 
 def calibrated(judged: Judged, scores: Tensor) -> Calibration:

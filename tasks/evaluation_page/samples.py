@@ -20,15 +20,8 @@ def confidence(targets: Targets, scores: NDArray[np.float32]) -> NDArray[np.floa
     """(N,) how probably each prediction is right, as the model sees it; NaN of values, which say nothing of it."""
     if targets.task == "regression":
         return np.full(len(scores), np.nan)
-    parts = (scores[start : start + ROWS].astype(np.float64) for start in range(0, len(scores), ROWS))
-    return np.concatenate([np.zeros(0), *(targets.confidence(_probabilities(targets, part)) for part in parts)])
-
-
-def _probabilities(targets: Targets, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    if targets.task == "multi_label":
-        return np.asarray(1 / (1 + np.exp(-np.clip(scores, -500, 500))))
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+    parts = (torch.from_numpy(scores[start : start + ROWS]) for start in range(0, len(scores), ROWS))
+    return np.concatenate([np.zeros(0), *(targets.confidence(targets.probabilities(part)) for part in parts)])
 
 
 def joined(first: Judged, second: Judged) -> Judged:
