@@ -154,7 +154,7 @@ def _explain(error: ValidationError, raw: dict[str, Any]) -> Iterator[str]:
         if kind == "too_short" and any(i is not item and i["loc"][: len(where)] == where for i in items):
             continue  # its entries are wrong, not too few
         if kind == "extra_forbidden":
-            close = get_close_matches(str(where[-1]), _known_keys(), n=1)
+            close = get_close_matches(str(where[-1]), _known_keys(), n=1, cutoff=0.65)
             meant = f" Did you mean {close[0]}?" if close else ""
             yield f"{field}: unknown key.{meant} Remove it or correct its spelling; `everfresh init` lists all keys."
         elif kind == "missing":
