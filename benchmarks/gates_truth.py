@@ -39,8 +39,8 @@ from everfresh.tasks.slices import wilson
 LOSS, GAIN, SHARE = -0.03, 0.08, 0.95
 BASE, WINDOW = 600, 1200
 """Samples of the two windows of PACS; of digits half as many."""
-FEW, SCALED = 30, 6.0
-"""Samples that the weak champion learnt from; factor on the scores of the miscalibrated."""
+FEW, MOST = 30, 0.6
+"""Samples that the weak champion learnt from; share of the training samples that each good challenger draws."""
 GATES: list[dict[str, Any]] = [
     {"kind": "floor", "minimum": 0.5},
     {"kind": "better", "confidence": 0.95},
@@ -149,10 +149,11 @@ def digits() -> Iterator[Picture]:
         yield Picture(buffer.getvalue(), ".png", str(label), "aged" if aged else "clean")
 
 
-STREAMS: dict[str, dict[str, Any]] = {
+STREAMS: dict[str, dict[str, Any]] = {  # `scaled` is the factor on the scores of the miscalibrated
     "pacs": {
         "pictures": pacs,
         "sizes": (BASE, WINDOW),
+        "scaled": 8.0,
         "model": {
             "architecture": "gates_truth:squeezenet",
             "weights": "${SQUEEZENET}",
@@ -166,6 +167,7 @@ STREAMS: dict[str, dict[str, Any]] = {
     "digits": {
         "pictures": digits,
         "sizes": (BASE // 2, WINDOW // 2),
+        "scaled": 0.1,  # a sharp one errs too seldom to be far off
         "model": {
             "architecture": "gates_truth:small",
             "weights": None,
@@ -265,6 +267,7 @@ class Stream:
         pictures = list(about["pictures"]())
         order = np.random.default_rng(0).permutation(len(pictures))
         base, window = about["sizes"]
+        self.scaled = about["scaled"]
         self.truth = [pictures[i] for i in order[base + window :]]
         self.domains = sorted({p.domain for p in pictures})
         model = about["model"] | ({"weights": os.environ["SQUEEZENET"]} if about["model"]["weights"] else {})
@@ -371,6 +374,8 @@ class Stream:
                     view._samples = [replace(s, label=told.get(row, s.label)) for row, s in enumerate(view.samples)]
                 if wanted.after == "hold-out" and number == 0:
                     rows = np.concatenate([rows, view.rows("holdout", pool.targets)])
+                if wanted.kind.startswith("good"):
+                    rows = np.sort(draw.permutation(rows)[: round(MOST * len(rows))])
                 parts.append((view, rows))
             return replace(pool, parts=tuple(parts))
 
@@ -392,8 +397,8 @@ class Stream:
         else:
             with torch.no_grad():
                 head = models.linear_head(module, spec)
-                head.weight.mul_(SCALED if wanted.after == "miscalibrated" else float("nan"))
-                head.bias.mul_(SCALED)
+                head.weight.mul_(self.scaled if wanted.after == "miscalibrated" else float("nan"))
+                head.bias.mul_(self.scaled)
         key = digest_of(made.key, wanted.after)
         with scratch() as folder:
             models.save(module, folder / "model.safetensors")
