@@ -104,7 +104,7 @@ class Named(NamedTuple):
 
 
 def versions(store: Store) -> dict[str, int]:
-    """The number of each release that ever was champion, by its id."""
+    """The number of each release that ever was champion, by its id; the last one where it was published twice."""
     return {move.release: move.version for move in champion_moves(store)}
 
 
@@ -119,9 +119,9 @@ def named(store: Store, name: str) -> Named:
         ReleaseError: it is none of these, or how several ids begin.
     """
     if VERSION.fullmatch(name):
-        for release, version in versions(store).items():
-            if version == int(name[1:]):
-                return Named(release, version)
+        for move in champion_moves(store):
+            if move.version == int(name[1:]):
+                return Named(move.release, move.version)
     elif ID.fullmatch(name):
         matching = [release for release in release_ids(store) if release.startswith(name)]
         if len(matching) == 1:

@@ -16,7 +16,7 @@ from everfresh.tasks.card import card
 from everfresh.tasks.config import FineTuneConfig, PipelineConfig
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import ChampionMoved, DataError, ReleaseError
-from everfresh.tasks.ledger import champion_moves, find, settle, version_of
+from everfresh.tasks.ledger import champion_moves, find, settle
 from everfresh.tasks.metrics import score
 from everfresh.tasks.package import as_json, gates_of, keep_first, package, write
 from everfresh.tasks.records import (
@@ -86,7 +86,7 @@ def publish(
         id=uuid.uuid4().hex,
         kind="publish",
         release=release.id,
-        version=version_of(moves, release.id),
+        version=1 + max((m.version for m in moves), default=0),
         barred=head.barred if head else (),
         retired=head.retired if head else (),
         by=alias.user(),
