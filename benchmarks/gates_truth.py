@@ -259,6 +259,7 @@ class Stream:
     def __init__(self, name: str, folder: Path) -> None:
         from everfresh.tasks import ingest
         from everfresh.tasks.config import parse_config
+        from everfresh.tasks.ledger import stream
         from everfresh.tasks.records import Banked
         from everfresh.tasks.store import pipeline_store
         from everfresh.tasks.views import View
@@ -294,7 +295,7 @@ class Stream:
         self.views = []
         for seq, rows in ((1, order[:base]), (2, order[base : base + window])):
             write(folder / "inbox", seq, [pictures[i] for i in rows])
-            entry = ingest.ingest(self.store, self.config)
+            entry = stream(self.store).entry(seq) or ingest.ingest(self.store, self.config)
             assert entry is not None
             self.views.append(View(self.store, entry.view))
         self.bank = (Banked(view=self.views[0].window.view, seq=1, regime="window 1", labelled=base),)

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 from everfresh.tasks.gates.evidence import (
+    POWER,
     Floats,
     highest_share,
     holm,
@@ -50,7 +52,7 @@ class Check:
     resolved: Callable[[int, float], float]
     """By place and level: which value would have been shown to exceed the limit with a power of 80 %."""
     says: str
-    """Template of `place`, `value`, `count`, `bound`, `limit`."""
+    """Template of `place`, `value` or how it is a `change`, `count`, `bound`, `limit`."""
     resolves: str
     """Template of `value`."""
 
@@ -59,6 +61,7 @@ class Check:
         return self.says.format(
             place=self.places[place],
             value=self.values[place],
+            change=f"drops by {value:.1%}" if (value := float(self.values[place])) >= 0 else f"gains {-value:.1%}",
             count=self.counts[place],
             bound=self.bound(place, level),
             limit=self.limit,
@@ -111,7 +114,7 @@ def drops(places: Sequence[str], lost: Any, won: Any, counts: Any, most: float) 
         p_values=p_dropped(lost, won, counts, most),
         bound=lambda i, level: lowest(lambda limit: p_dropped(lost[i], won[i], counts[i], limit), level),
         resolved=lambda i, level: resolved_drop(int(counts[i]), most, level, float(lost[i] + won[i]) / float(counts[i])),
-        says="{place} drops by {value:.1%} on {count} (at least {bound:.1%}, may be {limit:.1%})",
+        says="{place} {change} on {count} (at least {bound:.1%}, may be {limit:.1%})",
         resolves="a drop of {value:.1%}",
     )
 
@@ -133,10 +136,14 @@ def gaps(groups: Sequence[tuple[str, Sequence[str], Any, Any]], most: float) -> 
     x1, n1, x2, n2 = np.array(parts, dtype=np.int64).reshape(-1, 4).T
 
     def resolved(i: int, level: float) -> float:
-        """By the normal approximation, at the share that both are right in now."""
-        share = (x1[i] + x2[i]) / (n1[i] + n2[i])
-        spread = share * (1 - share) * (1 / n1[i] + 1 / n2[i])
-        return resolved_drop(1, most, level, float(spread))
+        """The smallest one that an unlucky draw, one in five, still shows, about the share that both are right in now."""
+        share, apart = (x1[i] + x2[i]) / (n1[i] + n2[i]), np.linspace(most, 1, 401)
+        low = np.clip(share - apart / 2, 0, 1 - apart)
+        spread = np.sqrt((low + apart) * (1 - low - apart) / n1[i] + low * (1 - low) / n2[i])
+        short = norm.ppf(POWER) * spread / 2
+        found = np.clip([n1[i] * (low + apart - short), n2[i] * (low + short)], 0, [[n1[i]], [n2[i]]])
+        shown = p_apart(np.floor(found[0]), n1[i], np.ceil(found[1]), n2[i], most) <= level
+        return float(apart[shown.argmax()]) if shown.any() else np.inf
 
     return Check(
         name="gap",

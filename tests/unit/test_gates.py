@@ -29,7 +29,7 @@ from everfresh.tasks.gates.evidence import (
     resolved_drop,
 )
 from everfresh.tasks.gates.gain import _bootstrap
-from everfresh.tasks.gates.many import drops, floors
+from everfresh.tasks.gates.many import drops, floors, gaps
 from everfresh.tasks.records import Verdict
 from everfresh.tasks.targets import Targets
 
@@ -196,6 +196,22 @@ def test_a_planted_gap_fails_the_slices_and_is_named(gate: SlicesGate, now: Any,
         assert "site=d" in planted.words or "over d" in planted.words
         assert planted.numbers["p_value"] <= 0.05 < fair.numbers["p_value"]
         assert "(power 80%)" in planted.resolves
+
+
+def test_the_gap_that_is_said_to_be_resolved_is_found_about_as_often_as_said() -> None:
+    rng = np.random.default_rng(0)
+    for count, most, share in ((60, 0.0, 0.8), (200, 0.05, 0.9), (500, 0.1, 0.7)):
+        look = gaps([("site", ["a", "b"], [round(share * count)] * 2, [count] * 2)], most)
+        gap = look.resolved(0, 0.05)
+        top = min(share + gap / 2, 1.0)
+        high, low = rng.binomial(count, top, 2_000), rng.binomial(count, top - gap, 2_000)
+        found = np.mean(p_apart(high, count, low, count, most) <= 0.05)
+        assert 0.7 < found < 0.95
+
+
+def test_a_slice_that_gains_is_not_said_to_drop() -> None:
+    window = judged([1] * 40, [0] * 4 + [1] * 36, {"site": ["a"] * 40})
+    assert "site=a gains 10.0% on 40" in said(SlicesGate(), window).words
 
 
 def test_the_words_of_slices_hold_value_bound_limit_and_what_is_resolved() -> None:
