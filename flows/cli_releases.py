@@ -151,7 +151,7 @@ def sweep(
     from everfresh.tasks.sweep import sweep as remove
 
     config, store = opened(pipeline)
-    asked = RetentionConfig(keep_releases=keep_releases, keep_days=keep_days)
+    asked = RetentionConfig(keep_releases=keep_releases, keep_days=keep_days, keep_ancestors=config.retention.keep_ancestors)
     age, rule = timedelta(hours=older_than), asked if asked.asked else config.retention
     planned = plan(store, rule, age, config.model.weights)
     gone = set(carry_out(store, planned, reason=f"retention: {rule.words}")) if delete else set()

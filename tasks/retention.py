@@ -109,9 +109,21 @@ def _reasons(store: Store, entries: list[Entry], rule: RetentionConfig, grace: t
         found |= {e.release.id: f"younger than {rule.keep_days:g} days" for e in young}
     found |= {e.release.id: "just made" for e in entries if e.release.created_at > now - grace}
     found |= {e.release.id: "model.weights names it" for e in entries if e.release.id in weights}
+    found |= dict.fromkeys(_ancestors(entries, rule.keep_ancestors), "an ancestor of the champion")
     found |= dict.fromkeys(_set_out_from(store), "a tick under way sets out from it")
     found |= _left_since(store, now - grace)
     return found | {e.release.id: f"is {', '.join(e.aliases)}" for e in entries if e.aliases}
+
+
+def _ancestors(entries: list[Entry], most: int | None) -> list[str]:
+    """Releases that the champion descends from, the nearest first, as far as they stand; at most so many of them."""
+    parents = {e.release.id: e.release.parent for e in entries}
+    line: list[str] = []
+    at = next(parents[e.release.id] for e in entries if CHAMPION in e.aliases)
+    while at in parents and at not in line and (most is None or len(line) < most):
+        line.append(at)
+        at = parents[at]
+    return line
 
 
 def _set_out_from(store: Store) -> Iterator[str]:

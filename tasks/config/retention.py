@@ -8,7 +8,7 @@ from everfresh.tasks.config.base import Section
 
 
 class RetentionConfig(Section):
-    """Which releases `everfresh sweep --delete` keeps: the newest, the younger ones, and whatever is in use.
+    """Which releases `everfresh sweep --delete` keeps: the newest, the young, ancestors of the champion, and what is in use.
 
     In use is what an alias names, or has named within `--older-than` hours; what a tick under way sets out from; what
     `model.weights` names. Of the others the weights go; record, card, metrics and lineage stay. Challengers that
@@ -19,6 +19,10 @@ class RetentionConfig(Section):
     """So many of the newest releases stay, retired ones not counted; null for no such rule."""
     keep_days: float | None = Field(default=None, gt=0)
     """Releases younger than so many days stay; null for no such rule. While both are null, all releases stay."""
+
+    keep_ancestors: int | None = Field(default=1, ge=0)
+    """So many ancestors of the champion stay, the nearest first: the release that it was made from, the one that this was made
+    from; null for all of them. Of those that go the record stays, so the line can be read back to version 1."""
 
     @property
     def asked(self) -> bool:

@@ -89,6 +89,7 @@ def test_old_releases_are_shown_first_and_removed_on_demand(alone: Everfresh, fi
     options = ("sweep", file, "--keep-releases", "2", "--older-than", "0")
     shown = said(alone(*options))
     assert "stays   v3: is champion\n" in shown
+    assert "stays   v2: an ancestor of the champion\n" in shown
     assert f"goes    v1 ({release_id(1)[:12]}), " in shown
     assert shown.endswith("; `--delete` removes them\n")
     assert len(release_ids(store_of(file))) == 4
@@ -98,11 +99,11 @@ def test_old_releases_are_shown_first_and_removed_on_demand(alone: Everfresh, fi
     gone = said(alone(*options, "--delete"))
     assert f"removed v1 ({release_id(1)[:12]}), " in gone
     assert gone.splitlines()[-1] == shown.splitlines()[-1].removesuffix("; `--delete` removes them")
-    assert release_ids(store_of(file)) == sorted([release_id(3), release_id(4)])
+    assert release_ids(store_of(file)) == sorted([release_id(2), release_id(3), release_id(4)])
     head = champion_moves(store_of(file)).last()
     assert head is not None
     assert head.reason == "retention: keep the 2 newest"
-    assert [f["version"] for f in said(alone("releases", file, "--json"))] == ["v3", None]
+    assert [f["version"] for f in said(alone("releases", file, "--json"))] == ["v2", "v3", None]
     assert "weights removed" in said(alone("releases", file, "--all"))
 
 

@@ -75,7 +75,7 @@ def test_of_two_versions_lineage_data_gain_and_weights(tmp_path: Path) -> None:
 def test_a_release_whose_weights_went_is_still_compared(folder_store: FolderStore) -> None:
     publish(folder_store, 1)
     publish(folder_store, 2)
-    carry_out(folder_store, plan(folder_store, RetentionConfig(keep_releases=1), timedelta(0)))
+    carry_out(folder_store, plan(folder_store, RetentionConfig(keep_releases=1, keep_ancestors=0), timedelta(0)))
     found = difference(folder_store, named(folder_store, "v1"), named(folder_store, "v2"))
     assert [r["name"] for r in found["releases"]] == ["v1", "v2"]
     assert (found["weights"], found["gain"]) == (None, None)

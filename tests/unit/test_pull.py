@@ -156,7 +156,12 @@ def test_of_eight_at_once_each_ends_with_the_release(folder_store: FolderStore, 
 def test_what_was_removed_says_by_whom(folder_store: FolderStore, tmp_path: Path) -> None:
     publish(folder_store, 1)
     publish(folder_store, 2)
-    carry_out(folder_store, plan(folder_store, RetentionConfig(keep_releases=1), timedelta(0)), reason="old", by="ana")
+    carry_out(
+        folder_store,
+        plan(folder_store, RetentionConfig(keep_releases=1, keep_ancestors=0), timedelta(0)),
+        reason="old",
+        by="ana",
+    )
     with pytest.raises(ReleaseError, match=r"v1 must be in the store, got none .*; ana removed its weights at .* \(old\)"):
         pull(folder_store, named(folder_store, "v1"), tmp_path / "model")
     assert "ana removed its weights" in problems(folder_store, named(folder_store, "v1"))[0]

@@ -60,7 +60,7 @@ def whole(store: Store) -> set[str]:
 
 
 def retain(store: Store, grace: timedelta = NOW, **rule: Any) -> list[str]:
-    return carry_out(store, plan(store, RetentionConfig(**rule), grace), by="ana")
+    return carry_out(store, plan(store, RetentionConfig(**{"keep_ancestors": 0, **rule}), grace), by="ana")
 
 
 # --- what is promised -------------------------------------------------------------------------------------
@@ -79,10 +79,10 @@ def test_of_200_releases_the_newest_and_those_in_use_stay() -> None:
         before = {item.key: item.size for item in store.list()}
         planned = plan(store, RetentionConfig(keep_releases=20, keep_days=3), DAY, "s3://b/p/releases/" + release_id(5) + "/w")
         assert {item.key: item.size for item in store.list()} == before  # it is only shown
-        numbers = {17, 150, 5, *range(181, 201)} | set(range(177, 201))  # younger than 72 h at hour 248
+        numbers = {17, 150, 149, 5, *range(181, 201)} | set(range(177, 201))  # younger than 72 h at hour 248
         assert planned.kept.keys() == {f"v{n}" for n in numbers}
-        assert {planned.kept[v] for v in ("v17", "v150", "v5", "v181", "v177")} == {
-            "is shadow", "is champion", "model.weights names it", "younger than 3 days",
+        assert {planned.kept[v] for v in ("v17", "v150", "v149", "v5", "v181", "v177")} == {
+            "is shadow", "is champion", "an ancestor of the champion", "model.weights names it", "younger than 3 days",
         }  # fmt: skip
         gone = carry_out(store, planned)
         assert sum(item.size for item in planned.listed) == sum(before[key] for key in gone)
@@ -102,17 +102,18 @@ ACTS = ("publish", "make", "rollback", "pin", "unpin", "promote", "shadow", "una
 @given(
     acts=st.lists(st.tuples(st.sampled_from(ACTS), st.integers(1, 12), st.integers(0, 40)), max_size=30),
     newest=st.none() | st.integers(1, 4),
+    ancestors=st.none() | st.integers(0, 3),
     days=st.none() | st.sampled_from([0.5, 1, 3]),
     grace=st.sampled_from([0, 6, 24]),
 )
 @settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @pytest.mark.usefixtures("quick")
 def test_after_any_history_exactly_what_is_promised_stays(
-    acts: list[tuple[str, int, int]], newest: int | None, days: float | None, grace: int
+    acts: list[tuple[str, int, int]], newest: int | None, ancestors: int | None, days: float | None, grace: int
 ) -> None:
     with small.in_memory() as folder:
         store, named = Clocked(Path(folder)), []  # (time, what the aliases name from then on)
-        rule = RetentionConfig(keep_releases=newest, keep_days=days)
+        rule = RetentionConfig(keep_releases=newest, keep_days=days, keep_ancestors=ancestors)
         for number, (name, which, hours) in enumerate(acts, 1):
             with suppress(ReleaseError):
                 _act(store, name, number, which, rule, grace * HOUR)
@@ -127,7 +128,12 @@ def test_after_any_history_exactly_what_is_promised_stays(
         if days is not None:
             young |= {e.release.id for e in entries if e.release.created_at > store.time - days * DAY}
         counted = [e.release.id for e in entries if e.release.id not in retired]
-        promised = {*in_use, *young, *(counted[-newest:] if newest else ())} & {e.release.id for e in entries}
+        parents = {e.release.id: e.release.parent for e in entries}
+        line = [head.release] if head else []
+        while line and (parent := parents.get(line[-1])) in parents and parent not in line:
+            line.append(parent)
+        line = line[1:] if ancestors is None else line[1 : 1 + ancestors]
+        promised = {*in_use, *young, *line, *(counted[-newest:] if newest else ())} & {e.release.id for e in entries}
         if (newest is None and days is None) or head is None:
             promised = {e.release.id for e in entries}
         carry_out(store, plan(store, rule, grace * HOUR))
@@ -171,9 +177,28 @@ def test_a_tick_under_way_keeps_the_champion_that_it_set_out_from(folder_store: 
         seq=1, view="v", champion=release_id(1), champion_move=1, reference=None, bank=(), now=folder_store.now()
     )  # fmt: skip
     folder_store.create("ticks/00000001-tick.json", tick.to_bytes())
-    assert plan(folder_store, RetentionConfig(keep_releases=1), NOW).kept["v1"] == "a tick under way sets out from it"
+    assert (
+        plan(folder_store, RetentionConfig(keep_releases=1, keep_ancestors=0), NOW).kept["v1"]
+        == "a tick under way sets out from it"
+    )
     folder_store.create("journal/00000001-tick.json", ended().to_bytes())
-    assert plan(folder_store, RetentionConfig(keep_releases=1), NOW).kept.keys() == {"v3"}
+    assert plan(folder_store, RetentionConfig(keep_releases=1, keep_ancestors=0), NOW).kept.keys() == {"v3"}
+
+
+@pytest.mark.parametrize(("most", "kept"), [(0, {5}), (1, {4, 5}), (2, {3, 4, 5}), (None, {1, 2, 3, 4, 5})])
+def test_the_nearest_ancestors_of_the_champion_stay(folder_store: FolderStore, most: int | None, kept: set[int]) -> None:
+    for number in range(1, 6):
+        publish(folder_store, number)
+    planned = plan(folder_store, RetentionConfig(keep_releases=1, keep_ancestors=most), NOW)
+    assert planned.kept.keys() == {f"v{n}" for n in kept}
+    assert set(planned.kept.values()) <= {"is champion", "an ancestor of the champion"}
+
+
+def test_an_ancestor_stays_whichever_release_is_newest(folder_store: FolderStore) -> None:
+    for number in range(1, 6):
+        publish(folder_store, number)
+    rollback(folder_store, 3)
+    assert plan(folder_store, RetentionConfig(keep_releases=1), NOW).kept.keys() == {"v2", "v3", "v5"}
 
 
 def test_without_a_rule_all_stay(folder_store: FolderStore) -> None:
@@ -224,13 +249,13 @@ def test_challengers_that_never_became_a_release_go_some_time_after_their_tick(t
     store.time += 2 * DAY
     for rule in ({}, {"keep_days": 3}):
         assert plan(store, RetentionConfig(**rule), DAY).objects == {}
-    planned = plan(store, RetentionConfig(keep_releases=1), DAY)
+    planned = plan(store, RetentionConfig(keep_releases=1, keep_ancestors=0), DAY)
     assert (planned.spent, planned.going) == ((release_id(2),), ())
     carry_out(store, planned)
     assert {i.key.split("/")[1] for i in store.list("candidates")} == {release_id(1), release_id(3)}
     assert list(store.list(f"releases/{release_id(2)}")) == []
     assert len(list(store.list("packages"))) == 2
-    assert plan(store, RetentionConfig(keep_releases=1), DAY).objects == {}
+    assert plan(store, RetentionConfig(keep_releases=1, keep_ancestors=0), DAY).objects == {}
 
 
 def test_what_was_removed_can_never_be_named_again_and_says_why(folder_store: FolderStore) -> None:
