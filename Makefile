@@ -5,7 +5,7 @@ HOME_OF_RUNS := $(CURDIR)/run/prefect
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run test test-slow lint format bench bench-gates bench-seeds bench-pacs bench-adapt bench-forgetting bench-kill bench-s3 bench-upload \
+.PHONY: help run test test-slow lint format bench bench-gates bench-gates-truth bench-seeds bench-pacs bench-adapt bench-forgetting bench-kill bench-s3 bench-upload \
 	bench-drift bench-drift-speed bench-harm bench-flights bench-flights-stream bench-train-overhead bench-train-layout bench-train-input \
 	bench-train-peers bench-serve lock clean
 help: ## this list
@@ -92,6 +92,9 @@ bench-train-peers: .venv/.installed ## the same fine-tune in other trainers; nee
 
 bench-gates: .venv/.installed ## how often each gate errs on synthetic truth, two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gates.py
+
+bench-gates-truth: .venv/.installed ## which of 120 challengers of known quality go live, half an hour; needs PACS_DATA and SQUEEZENET
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/gates_truth.py
 
 bench-serve: .venv/.installed ## a service under load through 50 releases, 20 rollbacks and a minute without the store
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/serve_refresh.py

@@ -41,6 +41,8 @@ BASE, WINDOW = 600, 1200
 """Samples of the two windows of PACS; of digits half as many."""
 FEW, MOST = 30, 0.6
 """Samples that the weak champion learnt from; share of the training samples that each good challenger draws."""
+USUAL = 0.2
+"""p-value at which the gate `better` passes as it comes."""
 GATES: list[dict[str, Any]] = [
     {"kind": "floor", "minimum": 0.5},
     {"kind": "better", "confidence": 0.95},
@@ -493,14 +495,26 @@ def main() -> None:
     sys.exit("\n".join(missed) or 0)
 
 
+def of_quality(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that differ in what they are worth, not in how sure, fast or large they are."""
+    return [r for r in rows if r["gain"] is not None and r["kind"] not in {"miscalibrated", "slow", "large"}]
+
+
+def usually(row: dict[str, Any]) -> bool:
+    """Whether it goes live with the gate `better` as it comes, from the p-value that was recorded."""
+    found = next((v["numbers"] for v in row["verdicts"] if v["gate"] == "better"), None)
+    return found is not None and not set(row["failed"]) - {"better"} and found["gain"] > 0 and found["p_value"] <= USUAL
+
+
 def told(rows: list[dict[str, Any]]) -> list[str]:
     """Print who went live, by what they are worth; returns what was missed."""
-    measured = [r for r in rows if r["gain"] is not None]
-    print("\n| true gain, points | challengers | go live | 95 % |\n|---|---|---|---|")
+    measured = of_quality(rows)
+    print("\n| true gain, points | challengers | go live | 95 % | `better` as it comes |\n|---|---|---|---|---|")
     for (low, high), inside in binned(measured):
         live = sum(not r["failed"] for r in inside)
-        share = wilson(live, len(inside))
-        print(f"| {100 * low:+.0f} … {100 * high:+.0f} | {len(inside)} | {live} | {share.low:.0%} … {share.high:.0%} |")
+        share = f"{wilson(live, len(inside)).low:.0%} … {wilson(live, len(inside)).high:.0%}"
+        usual = sum(map(usually, inside))
+        print(f"| {100 * low:+.0f} … {100 * high:+.0f} | {len(inside)} | {live} | {share} | {usual} |")
     print("\n| challengers | how many | go live | stopped by |\n|---|---|---|---|")
     for kind in dict.fromkeys(r["kind"] for r in rows):
         mine = [r for r in rows if r["kind"] == kind]
@@ -511,7 +525,7 @@ def told(rows: list[dict[str, Any]]) -> list[str]:
         for r in measured
         if r["gain"] <= LOSS and not r["failed"]
     ]
-    good = [r for r in measured if r["gain"] >= GAIN and r["kind"] not in OWN_GATE]
+    good = [r for r in measured if r["gain"] >= GAIN]
     live = sum(not r["failed"] for r in good)
     print(f"\nof {len(good)} that are at least {100 * GAIN:.0f} points better {live} go live")
     if not good or live < SHARE * len(good):
@@ -537,7 +551,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5))
-    measured = [r for r in rows if r["gain"] is not None]
+    measured = of_quality(rows)
     for name in dict.fromkeys(r["stream"] for r in measured):
         mine = [r for r in measured if r["stream"] == name]
         jitter = np.random.default_rng(0).uniform(-0.03, 0.03, len(mine))
