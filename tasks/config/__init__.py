@@ -16,6 +16,7 @@ from everfresh.tasks.config.gates import (
     ServesGate,
     SizeGate,
     SlicesGate,
+    TooFew,
 )
 from everfresh.tasks.config.load import is_path, json_schema, load_config, parse_config
 from everfresh.tasks.config.release import Export, ReleaseConfig
@@ -91,6 +92,7 @@ __all__ = [
     "TableRows",
     "TarShards",
     "Task",
+    "TooFew",
     "Trigger",
     "Trust",
     "Unlabelled",

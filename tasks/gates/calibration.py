@@ -20,7 +20,7 @@ from torch import Tensor
 
 from everfresh.tasks.config import CalibrationGate
 from everfresh.tasks.gates.evidence import POWER, Floats
-from everfresh.tasks.gates.judged import Judged, Trial, undecided
+from everfresh.tasks.gates.judged import Judged, Trial, but_for, undecided, unshared
 from everfresh.tasks.metrics import seeded_rng
 from everfresh.tasks.records import Verdict
 from everfresh.tasks.targets import Targets
@@ -130,6 +130,7 @@ def calibration(gate: CalibrationGate, trial: Trial) -> Verdict:
     where = f"in {ours.bins} bins of equal mass on {samples} {gate.scope} samples"
     said = [f"ECE {ours.error:.1%} {where}, of which chance alone makes {chance:.1%}"]
     z, resolves, passed = float(norm.ppf(gate.confidence) + norm.ppf(POWER)), [], True
+    untested = []
     if gate.maximum is not None:
         found = estimate([ours], gate.confidence, trial.seed)
         passed = found.low <= gate.maximum
@@ -138,22 +139,24 @@ def calibration(gate: CalibrationGate, trial: Trial) -> Verdict:
         resolves.append(f"an error of {min(gate.maximum + chance + z * found.spread, 1):.1%}")
     if gate.max_increase is not None and judged.champion is not None:
         if (both := int(judged.shared.sum())) < gate.min_samples:
-            words = f"there are {both} {gate.scope} samples that both models know, and it needs {gate.min_samples}"
-            return undecided("calibration", gate.too_few if passed else "fail", words, **numbers)
-        pair = [_reliability(judged, scores, judged.shared, gate.bins) for scores in (judged.challenger, judged.champion)]
-        found = estimate(pair, gate.confidence, trial.seed)
-        passed = passed and found.low <= gate.max_increase
-        numbers |= {"champion_ece": pair[1].error, "increase": found.value, "increase_low": found.low}
-        numbers |= {"increase_high": found.high, "max_increase": gate.max_increase}
-        said.append(f"champion's {pair[1].error:.1%}; increase {_shown(found)} less chance, may be {gate.max_increase:.1%}")
-        resolves.append(f"an increase of {min(gate.max_increase + z * found.spread, 1):.1%}")
-    return Verdict(
+            untested.append(unshared("max_increase", both, gate.min_samples))
+        else:
+            pair = [_reliability(judged, s, judged.shared, gate.bins) for s in (judged.challenger, judged.champion)]
+            found = estimate(pair, gate.confidence, trial.seed)
+            passed = passed and found.low <= gate.max_increase
+            numbers |= {"champion_ece": pair[1].error, "increase": found.value, "increase_low": found.low}
+            numbers |= {"increase_high": found.high, "max_increase": gate.max_increase}
+            increase = f"increase {_shown(found)} less chance, may be {gate.max_increase:.1%}"
+            said.append(f"champion's {pair[1].error:.1%}; {increase}")
+            resolves.append(f"an increase of {min(gate.max_increase + z * found.spread, 1):.1%}")
+    verdict = Verdict(
         gate="calibration",
         passed=passed,
         numbers=numbers,
         words=f"calibration: {'; '.join(said)}",
         resolves=f"{', '.join(resolves)} (power 80%)" if resolves else "",
     )
+    return but_for(untested, verdict, gate.too_few)
 
 
 def _reliability(judged: Judged, scores: Tensor, rows: NDArray[np.bool_], bins: int) -> Reliability:

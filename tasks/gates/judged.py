@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from everfresh.tasks.config import TooFew
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.metrics import paired_gain, score
 from everfresh.tasks.records import Comparison, Part, Verdict
@@ -165,7 +166,7 @@ def compare(judged: Judged, seed: str) -> Comparison:
     )
 
 
-def undecided(gate: str, too_few: Literal["pass", "fail"], words: str, **numbers: float) -> Verdict:
+def undecided(gate: str, too_few: TooFew, words: str, **numbers: float) -> Verdict:
     """The verdict that there is too little to look at for one."""
     return Verdict(
         gate=gate,
@@ -174,3 +175,25 @@ def undecided(gate: str, too_few: Literal["pass", "fail"], words: str, **numbers
         numbers=numbers,
         words=f"{gate}: {words}, so it is undecided and counts as {too_few}ed",
     )
+
+
+def unshared(limit: str, known: int, needed: int) -> str:
+    """Why a limit on what is lost could not be tested."""
+    return f"{limit} could not be tested: both models know {known} of the samples, and it needs {needed}"
+
+
+def but_for(untested: Sequence[str], found: Verdict, too_few: TooFew) -> Verdict:
+    """A verdict where some limits could not be tested: what fails by the others has failed, what passes them is undecided.
+
+    Args:
+        untested: a sentence for each.
+        found: by the limits that could.
+        too_few: what undecided counts as.
+    """
+    if not untested:
+        return found
+    words = "; ".join([found.words, *untested])
+    if not found.passed:
+        return found.model_copy(update={"words": words})
+    unsure = undecided(found.gate, too_few, words.removeprefix(f"{found.gate}: "), **found.numbers)
+    return unsure.model_copy(update={"resolves": found.resolves})

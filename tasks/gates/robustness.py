@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as F
 
 from everfresh.tasks.config import Corruption, RobustnessGate
 from everfresh.tasks.embeddings import Embedder
-from everfresh.tasks.gates.judged import Judged, Trial, in_order, undecided
+from everfresh.tasks.gates.judged import Judged, Trial, but_for, in_order, undecided, unshared
 from everfresh.tasks.gates.many import drops, floors, together
 from everfresh.tasks.images import framed, pixels
 from everfresh.tasks.inputs import prepare
@@ -98,21 +98,24 @@ def robustness(gate: RobustnessGate, trial: Trial) -> Verdict:
     places = [f"{corruption} {severity}" for corruption, severity in kinds]
     right = _right(judged, models, chosen, kinds)
     numbers = {"samples": float(len(chosen))} | dict(zip(places, right[0].mean(axis=1).tolist(), strict=True))
-    checks = []
+    checks, untested = [], []
     if gate.minimum is not None:
         checks.append(floors(places, right[0].sum(axis=1), np.full(len(kinds), len(chosen)), gate.minimum))
     both = judged.shared[chosen]
-    if gate.max_drop is not None and len(models) > 1 and both.any():
-        now, before = (hits[:, both] for hits in right)
-        lost, won = (before & ~now).sum(axis=1), (now & ~before).sum(axis=1)
-        checks.append(drops(places, lost, won, np.full(len(kinds), both.sum()), gate.max_drop))
+    if gate.max_drop is not None and len(models) > 1:
+        if (known := int(both.sum())) < gate.min_samples:
+            untested.append(unshared("max_drop", known, gate.min_samples))
+        else:
+            now, before = (hits[:, both] for hits in right)
+            lost, won = (before & ~now).sum(axis=1), (now & ~before).sum(axis=1)
+            checks.append(drops(places, lost, won, np.full(len(kinds), known), gate.max_drop))
     if not checks:
-        return undecided(name, gate.too_few, "there is no sample that both models know", **numbers)
+        return undecided(name, gate.too_few, "; ".join(untested), **numbers)
     about = f"{right[0].mean():.1%} right on {len(chosen)} {gate.scope} samples under {len(kinds)} corruptions"
     if len(right) > 1:
         about += f" (champion {right[1].mean():.1%})"
         numbers |= {f"champion, {place}": float(hits) for place, hits in zip(places, right[1].mean(axis=1), strict=True)}
-    return together(name, checks, gate.confidence, about, **numbers)
+    return but_for(untested, together(name, checks, gate.confidence, about, **numbers), gate.too_few)
 
 
 def _right(

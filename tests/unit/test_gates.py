@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -257,6 +258,44 @@ def test_slices_are_those_of_the_columns_that_are_named() -> None:
     assert said(SlicesGate(columns=("label", "window")), window).numbers["slices"] == 2
 
 
+def test_a_limit_that_could_not_be_tested_is_said_and_leaves_the_slices_undecided() -> None:
+    """Two slices of 30 with all right; the champion knows none of the labels."""
+    unknown = judged([1] * 60, [1] * 60, {"site": ["a"] * 30 + ["b"] * 30}, shared=[0] * 60)
+    no_drop = "max_drop could not be tested in site for want of a slice of 20 samples that both models know"
+    assert said(SlicesGate(), unknown).words == f"slices: {no_drop}, so it is undecided and counts as passed"
+    partly = said(SlicesGate(minimum=0.5, max_drop=0.05, too_few="fail"), unknown)
+    assert (partly.outcome, partly.passed, partly.numbers["floor"]) == ("undecided", False, 1)
+    assert partly.words.endswith(f"; {no_drop}, so it is undecided and counts as failed")
+    assert partly.resolves
+    bad = judged([0] * 60, [1] * 60, {"site": ["a"] * 30 + ["b"] * 30}, shared=[0] * 60)
+    failed = said(SlicesGate(minimum=0.5, max_drop=0.05), bad)
+    assert failed.outcome == "failed"
+    assert failed.words.endswith(f"; {no_drop}")
+
+
+def test_a_gap_needs_two_values() -> None:
+    window = judged([1] * 60, [1] * 60, {"site": ["a"] * 60})
+    verdict = said(SlicesGate(max_gap=0.1, max_drop=None), window)
+    assert (verdict.outcome, verdict.numbers["slices"]) == ("undecided", 1)
+    assert "max_gap could not be tested in site for want of two slices of 20 samples, so" in verdict.words
+    assert said(SlicesGate(max_gap=0.1, max_drop=0.05), window).outcome == "undecided"
+
+
+def test_a_column_that_is_named_must_be_there_and_one_that_is_not_is_left_aside_if_small() -> None:
+    columns = {"site": ["a"] * 40, "device": [str(n) for n in range(40)]}
+    window = judged([1] * 40, [1] * 40, columns)
+    lost = said(SlicesGate(columns=("camera",)), window)
+    assert lost.words == "slices: the 40 window samples have no column camera, so it is undecided and counts as passed"
+    beside = said(SlicesGate(columns=("site", "camera")), window)
+    assert (beside.outcome, beside.numbers["tests"]) == ("undecided", 1)
+    assert "; the 40 window samples have no column camera, so it is undecided" in beside.words
+    small = said(SlicesGate(columns=("site", "device"), too_few="fail"), window)
+    assert (small.outcome, small.passed) == ("undecided", False)
+    assert "max_drop could not be tested in device for want of a slice of 20 samples" in small.words
+    assert said(SlicesGate(), window).outcome == "passed"
+    assert "no column to make slices of" in said(SlicesGate(), judged([1] * 40, [1] * 40)).words
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.permutations(range(60)), st.integers(0, 2**60 - 1))
 def test_the_slices_verdict_knows_no_order(order: list[int], bits: int) -> None:
@@ -481,6 +520,16 @@ def test_calibration_of_few_samples_is_undecided(too_few: Any, passed: bool) -> 
     assert verdict.words.startswith("calibration: there are 99 window samples, and it needs 100, so it is undecided")
     assert said(CalibrationGate(), calibrated(200, 0.3, None)).words == "calibration: there is no champion to compare with"
     assert said(CalibrationGate(maximum=0.05), calibrated(400, 0.3, None)).outcome == "failed"
+
+
+def test_an_increase_that_could_not_be_tested_leaves_calibration_undecided_unless_its_error_fails() -> None:
+    words = "max_increase could not be tested: both models know 99 of the samples, and it needs 100"
+    for off, outcome in ((0.0, "undecided"), (0.3, "failed")):
+        window = replace(calibrated(400, off), shared=np.arange(400) < 99)
+        verdict = said(CalibrationGate(maximum=0.1, max_increase=0.05), window)
+        assert verdict.outcome == outcome
+        assert words in verdict.words
+        assert verdict.resolves
 
 
 def test_calibration_of_sets_is_that_of_the_whole_set() -> None:

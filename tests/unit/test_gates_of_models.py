@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -179,6 +180,19 @@ def test_robustness_is_bounded_in_pictures_and_undecided_on_few(tmp_path: Path) 
         "robustness: there are 24 window samples, and it needs 25, so it is undecided and counts as failed"
     )
     assert judge(RobustnessGate(scope="bank"), found).words == "robustness: there is no earlier hold-out yet"
+
+
+def test_a_drop_of_robustness_that_could_not_be_tested_is_said(tmp_path: Path) -> None:
+    found = on_halves(tmp_path, Sides(), Sides(), count=24)
+    few = replace(found, window=replace(found.window, shared=np.arange(24) < 3))
+    words = "max_drop could not be tested: both models know 3 of the samples, and it needs 20"
+    assert judge(RobustnessGate(), few).words == f"robustness: {words}, so it is undecided and counts as passed"
+    verdict = judge(RobustnessGate(minimum=0.1, max_drop=0.05, too_few="fail"), few)
+    assert (verdict.outcome, verdict.passed) == ("undecided", False)
+    assert f"; {words}, so it is undecided" in verdict.words
+    blind = judge(RobustnessGate(minimum=0.95, max_drop=0.05), replace(few, challenger=contender(Light())))
+    assert blind.outcome == "failed"
+    assert blind.words.endswith(f"; {words}")
 
 
 # --- latency -----------------------------------------------------------------------------------------------------
