@@ -43,7 +43,7 @@ INPUT, OUTPUT = "samples", "scores"
 BATCHES = (1, 2, 5)
 """Numbers of samples that every file is run with."""
 CLOSE = 1e-3
-"""A score may be so far off the network's own, as a share of the largest one (at least 1)."""
+"""A score may be so far off the network's own, as a share of the largest one (at least 1), or of what a value ranges over."""
 ONE_FILE = 1_900_000_000
 """Bytes of weights up to which ``model.onnx`` is one file; protobuf ends at 2 GiB."""
 PLAIN = re.compile(
@@ -100,8 +100,7 @@ def export(module: nn.Module, spec: ModelSpec, formats: Sequence[Export], folder
         for name in formats:
             _attempt(name, lambda name=name: _written(traced, name, served, folder))  # type: ignore[misc]
             run = _attempt(name, lambda name=name: opened(folder / FILES[name], name))  # type: ignore[misc]
-            for count in BATCHES:
-                _check(name, run, served, samples_of(spec, count))
+            _check(name, run, served, spec)
     return sorted(path for path in folder.iterdir() if path.name.startswith(tuple(FILES[name] for name in formats)))
 
 
@@ -220,13 +219,32 @@ def _written(traced: torch.export.ExportedProgram, name: Export, served: Served,
     program.save(folder / FILES[name], external_data=size > ONE_FILE)
 
 
-def _check(name: Export, run: Callable[[NDArray[Any]], NDArray[np.float32]], served: Served, samples: NDArray[Any]) -> None:
+def _check(name: Export, run: Callable[[NDArray[Any]], NDArray[np.float32]], served: Served, spec: ModelSpec) -> None:
+    """Raise unless a file does for every number of samples what the network does.
+
+    Raises:
+        ExportError: it does not.
+    """
+    batches = [samples_of(spec, count) for count in BATCHES]
     with torch.no_grad():
-        wanted = served(torch.from_numpy(samples)).numpy()
-    found = _attempt(name, lambda: run(samples))
-    off = np.abs(found - wanted).max() / max(1.0, float(np.abs(wanted).max())) if found.shape == wanted.shape else np.inf
+        wanted = [served(torch.from_numpy(samples)).numpy() for samples in batches]
+    found = [_attempt(name, lambda samples=samples: run(samples)) for samples in batches]  # type: ignore[misc]
+    off, everything = np.inf, np.concatenate(wanted)
+    if [one.shape for one in found] == [one.shape for one in wanted]:
+        scale = spans(everything) if spec.task == "regression" else max(1.0, float(abs(everything).max()))
+        off = float((abs(np.concatenate(found) - everything) / scale).max())
     if not off <= CLOSE:
-        raise _failed(name, f"for {len(samples)} samples its scores are off by {off:.2g} of the largest, more than {CLOSE:g}")
+        of = "their range" if spec.task == "regression" else "the largest"
+        raise _failed(name, f"its scores are off by {off:.2g} of {of}, more than {CLOSE:g}")
+
+
+def spans(values: NDArray[Any]) -> NDArray[Any]:
+    """What each value (N, T) ranges over (T,): the unit in which a difference counts, whatever its own unit.
+
+    At least a tenth of its size, for float32 tells no more of a large number that hardly moves; 1 where all are 0.
+    """
+    found = np.maximum(np.ptp(values, axis=0), abs(values).max(axis=0) / 10)
+    return np.where(found > 0, found, 1.0)
 
 
 def _attempt(name: Export, work: Callable[[], Any]) -> Any:

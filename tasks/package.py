@@ -29,7 +29,7 @@ from everfresh.tasks.views import View
 
 WEIGHTS = "model.safetensors"
 RECORDED = 10
-"""Scores of a hold-out sample that are recorded, the highest ones."""
+"""Scores of classes of a hold-out sample that are recorded, the highest ones; where several may be right, all are."""
 SAMPLES = 64
 """Hold-out samples that the fresh process predicts, at most, spread over all."""
 WITHIN = 900.0
@@ -128,7 +128,7 @@ def _holdout(view: View, spec: ModelSpec, rows: NDArray[np.int64], scores: NDArr
     lines = []
     for row, guess, values in zip(rows, Targets.of(spec).texts(scores), scores, strict=True):
         sample = view.samples[int(row)]
-        highest = np.argsort(-values, kind="stable")[:RECORDED]
+        highest = np.argsort(-values, kind="stable")[: RECORDED if spec.task == "single_label" else None]
         line = {
             "shard": view.shard(sample).key,
             "offset": sample.offset,
@@ -159,7 +159,7 @@ def judge(gate: ServesGate, tried: Mapping[str, Any]) -> Verdict:
         passed=passed,
         numbers=numbers | {"off": off, "flipped": float(max(found[name]["flipped"] for name in formats))},
         words=(
-            f"serves: in a fresh process scores of {tried['samples']} hold-out samples were off {told} of the largest, "
+            f"serves: in a fresh process scores of {tried['samples']} hold-out samples were off {told} of {tried['of']}, "
             f"{'≤' if passed else 'and may be'} {gate.tolerance:g}"
         ),
     )

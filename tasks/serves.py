@@ -58,7 +58,8 @@ def _answer(asked: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     }
     for name in (name for name, file in exports.FILES.items() if file in files):
         loaders[name] = lambda name=name: _by_export(folder / exports.FILES[name], name, spec, data)  # type: ignore[misc]
-    return {"samples": len(data), "formats": {name: _tried(load, spec, recorded) for name, load in loaders.items()}}
+    found = {name: _tried(load, spec, recorded) for name, load in loaders.items()}
+    return {"samples": len(data), "of": "their range" if spec.task == "regression" else "the largest", "formats": found}
 
 
 def _by_export(path: Path, name: Export, spec: ModelSpec, data: Sequence[bytes]) -> Scores:
@@ -76,16 +77,24 @@ def _tried(load: Callable[[], Scores], spec: ModelSpec, recorded: Sequence[Mappi
     if spec.task != "regression":  # whose predictions are the scores
         said = Targets.of(spec).texts(scores)
         flipped = sum(one != line["predicted"] for one, line in zip(said, recorded, strict=True))
-    return {"off": furthest(scores, spec.classes, recorded), "flipped": flipped}
+    return {"off": furthest(scores, spec.classes, recorded, values=spec.task == "regression"), "flipped": flipped}
 
 
-def furthest(scores: Scores, names: Sequence[str], recorded: Sequence[Mapping[str, Any]]) -> float:
-    """Largest difference of a score (N, C) from its recorded one, as a share of the largest recorded (at least 1)."""
+def furthest(scores: Scores, names: Sequence[str], recorded: Sequence[Mapping[str, Any]], *, values: bool = False) -> float:
+    """Largest difference of a score (N, C) from its recorded one; infinite where one is no number.
+
+    Of classes it is a share of the largest recorded score (at least 1). One that was not recorded is not among the highest: it
+    is off by what it is above the lowest of these. Of values it is a share of what each ranges over, see `exports.spans`.
+    """
     place = {name: i for i, name in enumerate(names)}
-    wanted = [(n, place[name], value) for n, line in enumerate(recorded) for name, value in line["scores"].items()]
-    largest = max([1.0, *(abs(value) for _, _, value in wanted)])
-    off = [abs(float(scores[n, i]) - value) / largest for n, i, value in wanted]
-    return max(off) if np.isfinite(off).all() else float("inf")
+    known = np.full((len(recorded), len(names)), np.nan)  # (N, C)
+    for row, line in zip(known, recorded, strict=True):
+        row[[place[name] for name in line["scores"]]] = list(line["scores"].values())
+    if scores.shape != known.shape or not np.isfinite(scores).all():
+        return float("inf")
+    above = np.maximum(scores - np.nanmin(known, axis=1, keepdims=True), 0)
+    off = np.where(np.isnan(known), above, abs(scores - known))
+    return float((off / (exports.spans(known) if values else max(1.0, np.nanmax(abs(known))))).max())
 
 
 @torch.no_grad()

@@ -287,7 +287,7 @@ class ServesGate(_Gate):
 
     kind: Literal["serves"] = "serves"
     tolerance: float = Field(default=1e-3, gt=0, le=1)
-    """Largest difference of a score, relative to the largest recorded one (at least 1), that passes."""
+    """Largest difference of a score that passes: relative to the largest recorded one (at least 1), or to a value's range."""
     formats: tuple[Format, ...] | None = None
     """Which files; null for all that the release has."""
 

@@ -138,7 +138,8 @@ def test_files_that_do_not_load_are_named(served: Served) -> None:
 
 
 def test_a_model_that_predicts_otherwise_fails_with_its_distance() -> None:
-    found = {"samples": 3, "formats": {"safetensors": {"off": 1e-7, "flipped": 0}, "onnx": {"off": 0.02, "flipped": 1}}}
+    formats = {"safetensors": {"off": 1e-7, "flipped": 0}, "onnx": {"off": 0.02, "flipped": 1}}
+    found = {"samples": 3, "of": "the largest", "formats": formats}
     verdict = judge(ServesGate(), found)
     assert (verdict.passed, verdict.numbers["off"], verdict.numbers["flipped"]) == (False, 0.02, 1)
     assert verdict.words == (
@@ -227,3 +228,32 @@ def test_the_furthest_score_is_found_relative_to_the_largest(values: list[list[f
     assert furthest(moved, names, recorded) == pytest.approx(abs(float(moved[-1, 1]) - float(scores[-1, 1])) / largest)
     moved[0, 0] = np.nan
     assert furthest(moved, names, recorded) == float("inf")
+
+
+@pytest.mark.parametrize(("moved", "off"), [([[4e-4, 250_000], [8e-4, 150_000]], 0), ([[0, 250_000], [8e-4, 150_000]], 1)])
+def test_a_small_value_is_not_hidden_by_a_large_one(moved: list[list[float]], off: float) -> None:
+    recorded = [{"scores": {"dose": 4e-4, "price": 250_000.0}}, {"scores": {"dose": 8e-4, "price": 150_000.0}}]
+    found = furthest(np.array(moved, dtype=np.float32), ("dose", "price"), recorded, values=True)
+    assert found == pytest.approx(off, abs=1e-6)
+
+
+def test_values_that_are_all_small_are_told_from_zero() -> None:
+    recorded = [{"scores": {"dose": 4e-4}}, {"scores": {"dose": 5e-4}}]
+    assert furthest(np.zeros((2, 1), dtype=np.float32), ("dose",), recorded, values=True) > 1
+
+
+def test_a_class_that_was_not_among_the_highest_may_not_win() -> None:
+    names = [f"c{i}" for i in range(12)]
+    scores = np.arange(12, 0, -1, dtype=np.float32)[None]
+    recorded = [{"scores": {f"c{i}": 12.0 - i for i in range(10)}}]
+    assert furthest(scores, names, recorded) == 0
+    scores[0, 11] = 15
+    assert furthest(scores, names, recorded) == pytest.approx((15 - 3) / 12)
+    assert furthest(scores[:, :10], names, recorded) == float("inf")
+
+
+@pytest.mark.parametrize(("task", "count"), [("single_label", 10), ("multi_label", 12), ("regression", 12)])
+def test_of_classes_the_highest_scores_are_recorded_and_else_all(served: Served, task: str, count: int) -> None:
+    spec = served.release.spec.model_copy(update={"task": task, "classes": tuple(f"t{i}" for i in range(12))})
+    lines = packages._holdout(served.view, spec, np.arange(2), np.ones((2, 12), dtype=np.float32)).splitlines()
+    assert [len(json.loads(line)["scores"]) for line in lines] == [count] * 2
