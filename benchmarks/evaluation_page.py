@@ -118,7 +118,7 @@ def pipeline(place: Path, classes: list[str]) -> PipelineConfig:
                 {"kind": "floor"},
                 {"kind": "better"},
                 {"kind": "no_worse"},
-                {"kind": "slices", "max_gap": 0.05, "columns": slices},
+                {"kind": "slices", "max_gap": 0.05, "max_drop": 0.05, "columns": slices},
             ],
             "release": {"formats": []},
         }

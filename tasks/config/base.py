@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 Task = Literal["single_label", "multi_label", "regression"]
 
 
-def unique(values: tuple[str, ...]) -> tuple[str, ...]:
+_Value = TypeVar("_Value", str, int)
+
+
+def unique(values: tuple[_Value, ...]) -> tuple[_Value, ...]:
     """The values, if none stands there twice."""
     repeated = sorted({v for v in values if values.count(v) > 1})
     if repeated:
-        raise ValueError(f"must not repeat a name, got {', '.join(repeated)} more than once. Name each once")
+        what = "name" if isinstance(repeated[0], str) else "number"
+        raise ValueError(f"must not repeat a {what}, got {', '.join(map(str, repeated))} more than once. Name each once")
     return values
 
 

@@ -6,11 +6,12 @@ with its numbers, whether it passed or not.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from everfresh.tasks.config.base import Names, Section, Task, unique
+from everfresh.tasks.config.release import Export
 
 METRICS: dict[Task, tuple[str, ...]] = {
     "single_label": ("accuracy", "precision", "recall", "f1"),
@@ -20,14 +21,30 @@ METRICS: dict[Task, tuple[str, ...]] = {
 """What a floor can be set on."""
 ERRORS = ("mae", "rmse")
 """Metrics of which less is better."""
-Format = Literal["safetensors", "pt2", "onnx"]
-"""Of the files of a release that hold the whole model."""
 TooFew = Literal["pass", "fail"]
 Corruption = Literal["noise", "blur", "brightness", "darkness", "contrast", "jpeg", "pixelate"]
 
 
 class _Gate(Section):
     """What all gates have in common."""
+
+    LIMITS: ClassVar[tuple[str, ...]] = ()
+    """Fields of which one at least must be given; the one that is usual holds only where none is written."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_written(cls, raw: Any) -> Any:
+        """A limit that is written brings no other one with it."""
+        if isinstance(raw, dict) and any(raw.get(name) is not None for name in cls.LIMITS):
+            return dict.fromkeys(cls.LIMITS) | raw
+        return raw
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Self:
+        if self.LIMITS and all(getattr(self, name) is None for name in self.LIMITS):
+            names, all_ = f"{', '.join(self.LIMITS[:-1])} or {self.LIMITS[-1]}", "both" if len(self.LIMITS) == 2 else "all"
+            raise ValueError(f"{names} must be given, got null for {all_}: nothing could fail. Give one")
+        return self
 
     def misfit(self, task: Task, *, pictures: bool, columns: tuple[str, ...]) -> str:
         """Field, rule, value and remedy if the gate cannot judge such a model; empty if it can.
@@ -104,6 +121,7 @@ class NoWorseGate(_Gate):
 class SlicesGate(_Gate):
     """No slice may be served badly, be left behind, or lose what it had. Fails if one is shown to, at the confidence."""
 
+    LIMITS: ClassVar[tuple[str, ...]] = ("minimum", "max_gap", "max_drop")
     kind: Literal["slices"] = "slices"
     columns: Names | None = Field(default=None, min_length=1)
     """Slice columns of the source, `label` (of single labels) and `window`; null for all that the source has."""
@@ -114,7 +132,7 @@ class SlicesGate(_Gate):
     max_gap: float | None = Field(default=None, ge=0, lt=1)
     """Largest difference of accuracy between two slices of a column, 0…1; null for any."""
     max_drop: float | None = Field(default=0.05, ge=0, lt=1)
-    """Largest loss of accuracy of a slice against the champion, 0…1; null for any."""
+    """Largest loss of accuracy of a slice against the champion, 0…1; null for any, and where another limit is written alone."""
     confidence: float = Field(default=0.95, ge=0.5, lt=1)
     """With which a fair challenger passes, all slices and limits together; what fails is shown with it."""
     min_samples: int = Field(default=20, ge=5, le=10_000_000)
@@ -122,12 +140,6 @@ class SlicesGate(_Gate):
     too_few: TooFew = "pass"
     """What it counts as if all slices are too small. `pass`: `floor` and `better` hold back what is not proven at all, and
     `fail` would hold back every challenger of a stream of small windows."""
-
-    @model_validator(mode="after")
-    def _has_a_limit(self) -> Self:
-        if self.minimum is None and self.max_gap is None and self.max_drop is None:
-            raise ValueError("minimum, max_gap or max_drop must be given, got null for all: nothing could fail. Give one")
-        return self
 
     def misfit(self, task: Task, *, pictures: bool, columns: tuple[str, ...]) -> str:
         """A column that the source does not have, or none at all."""
@@ -142,11 +154,13 @@ class SlicesGate(_Gate):
 class NegativeFlipsGate(_Gate):
     """Few samples may be wrong now that the champion has right. Fails if more are shown at the confidence."""
 
+    LIMITS: ClassVar[tuple[str, ...]] = ("maximum", "relative")
     kind: Literal["negative_flips"] = "negative_flips"
     scope: Literal["window", "bank"] = "window"
     """`window`: this window's hold-out; `bank`: the earlier hold-outs, pooled."""
     maximum: float | None = Field(default=0.05, ge=0, lt=1)
-    """Largest share of samples, 0…1, right before and wrong now; null for no limit."""
+    """Largest share of samples, 0…1, right before and wrong now; null for any, and where `relative` is
+    written alone."""
     relative: float | None = Field(default=None, gt=0, le=100)
     """The same as a multiple of what two models that err independently, as often as these, would have; below 1, they share
     their errors."""
@@ -158,23 +172,18 @@ class NegativeFlipsGate(_Gate):
     """What fewer count as. `pass`: `floor` and `better` hold back what is not proven at all, and `fail` would hold back every
     challenger of a stream of small windows."""
 
-    @model_validator(mode="after")
-    def _has_a_limit(self) -> Self:
-        if self.maximum is None and self.relative is None:
-            raise ValueError("maximum or relative must be given, got null for both: nothing could fail. Give one")
-        return self
-
 
 class CalibrationGate(_Gate):
     """Confidences must mean what they say. Fails if the calibration error is shown to exceed a limit, at the confidence."""
 
+    LIMITS: ClassVar[tuple[str, ...]] = ("maximum", "max_increase")
     kind: Literal["calibration"] = "calibration"
     scope: Literal["window", "bank"] = "window"
     """`window`: this window's hold-out; `bank`: the earlier hold-outs, pooled."""
     maximum: float | None = Field(default=None, ge=0, lt=1)
     """Largest expected calibration error (ECE), 0…1, less what chance makes of none at so many samples; null for any."""
     max_increase: float | None = Field(default=0.05, ge=0, lt=1)
-    """Largest increase of it over the champion's, 0…1; null for any."""
+    """Largest increase of it over the champion's, 0…1; null for any, and where `maximum` is written alone."""
     bins: int = Field(default=15, ge=2, le=1_000)
     """Of confidence at most, with as many samples in each, and at least 25."""
     confidence: float = Field(default=0.95, ge=0.5, lt=1)
@@ -184,12 +193,6 @@ class CalibrationGate(_Gate):
     too_few: TooFew = "pass"
     """What fewer count as. `pass`: calibration needs more samples than small windows have, and can be mended without a new
     model (rung `recalibrate`)."""
-
-    @model_validator(mode="after")
-    def _has_a_limit(self) -> Self:
-        if self.maximum is None and self.max_increase is None:
-            raise ValueError("maximum or max_increase must be given, got null for both: nothing could fail. Give one")
-        return self
 
     def misfit(self, task: Task, *, pictures: bool, columns: tuple[str, ...]) -> str:
         """Values have no confidence."""
@@ -201,19 +204,23 @@ class CalibrationGate(_Gate):
 class RobustnessGate(_Gate):
     """Pictures with noise, out of focus, too bright … must be recognised still. Fails if shown otherwise, at the confidence."""
 
+    LIMITS: ClassVar[tuple[str, ...]] = ("minimum", "max_drop")
     kind: Literal["robustness"] = "robustness"
     corruptions: Annotated[tuple[Corruption, ...], AfterValidator(unique)] = Field(
         default=("noise", "blur", "brightness", "darkness", "contrast", "jpeg", "pixelate"), min_length=1
     )
     """Which."""
-    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field(default=(2,), min_length=1)
+    severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], AfterValidator(unique)] = Field(
+        default=(2,), min_length=1
+    )
     """How strong, 1…5, as in ImageNet-C."""
     scope: Literal["window", "bank"] = "window"
     """`window`: this window's hold-out; `bank`: the earlier hold-outs, pooled."""
     minimum: float | None = Field(default=None, gt=0, lt=1)
     """Lowest accuracy under any of them, 0…1; null for no floor."""
     max_drop: float | None = Field(default=0.05, ge=0, lt=1)
-    """Largest loss of accuracy under any of them against the champion's under the same, 0…1; null for any."""
+    """Largest loss of accuracy under any of them against the champion's under the same, 0…1; null for any, and where
+    `minimum` is written alone."""
     confidence: float = Field(default=0.95, ge=0.5, lt=1)
     """With which a fair challenger passes, all corruptions and limits together; what fails is shown with it."""
     max_samples: int = Field(default=200, ge=1, le=100_000)
@@ -225,9 +232,7 @@ class RobustnessGate(_Gate):
     challenger of a stream of small windows."""
 
     @model_validator(mode="after")
-    def _has_a_limit(self) -> Self:
-        if self.minimum is None and self.max_drop is None:
-            raise ValueError("minimum or max_drop must be given, got null for both: nothing could fail. Give one")
+    def _draws_enough(self) -> Self:
         if self.min_samples > self.max_samples:
             raise ValueError(
                 f"min_samples must not exceed max_samples, got {self.min_samples} > {self.max_samples}. Raise max_samples"
@@ -244,9 +249,10 @@ class RobustnessGate(_Gate):
 class LatencyGate(_Gate):
     """The challenger must not be slower than the champion on this machine, or than a limit."""
 
+    LIMITS: ClassVar[tuple[str, ...]] = ("max_ratio", "max_ms")
     kind: Literal["latency"] = "latency"
     max_ratio: float | None = Field(default=1.25, gt=0, le=1_000)
-    """Largest time of a forward pass as a multiple of the champion's; null for any."""
+    """Largest time of a forward pass as a multiple of the champion's; null for any, and where `max_ms` is written alone."""
     max_ms: float | None = Field(default=None, gt=0, le=1e7)
     """Longest forward pass of a batch in milliseconds, on this machine; null for any."""
     batch_size: int = Field(default=8, ge=1, le=4_096)
@@ -259,27 +265,16 @@ class LatencyGate(_Gate):
     """What it counts as if the rounds have not made that clear. `pass`: the machine is too noisy or the two are too near the
     limit, which another window would not change."""
 
-    @model_validator(mode="after")
-    def _has_a_limit(self) -> Self:
-        if self.max_ratio is None and self.max_ms is None:
-            raise ValueError("max_ratio or max_ms must be given, got null for both: nothing could fail. Give one")
-        return self
-
 
 class SizeGate(_Gate):
     """The challenger's weights must not be larger than the champion's, or than a limit."""
 
+    LIMITS: ClassVar[tuple[str, ...]] = ("max_ratio", "max_megabytes")
     kind: Literal["size"] = "size"
     max_ratio: float | None = Field(default=1.1, gt=0, le=1_000)
-    """Largest size of the weights as a multiple of the champion's; null for any."""
+    """Largest size of the weights as a multiple of the champion's; null for any, and where `max_megabytes` is written alone."""
     max_megabytes: float | None = Field(default=None, gt=0, le=1e7)
     """Largest size of the weights in megabytes (10⁶ bytes); null for any."""
-
-    @model_validator(mode="after")
-    def _has_a_limit(self) -> Self:
-        if self.max_ratio is None and self.max_megabytes is None:
-            raise ValueError("max_ratio or max_megabytes must be given, got null for both: nothing could fail. Give one")
-        return self
 
 
 class ServesGate(_Gate):
@@ -288,7 +283,7 @@ class ServesGate(_Gate):
     kind: Literal["serves"] = "serves"
     tolerance: float = Field(default=1e-3, gt=0, le=1)
     """Largest difference of a score that passes: relative to the largest recorded one (at least 1), or to a value's range."""
-    formats: tuple[Format, ...] | None = None
+    formats: tuple[Literal["safetensors", Export], ...] | None = None
     """Which files; null for all that the release has."""
 
 

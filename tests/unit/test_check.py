@@ -364,7 +364,7 @@ def test_a_gate_that_no_window_can_pass_fails(tmp_path: Path) -> None:
 def test_what_the_gates_will_be_able_to_tell_is_said(tmp_path: Path) -> None:
     kinds = ("floor", "no_worse", "slices", "negative_flips", "calibration", "robustness", "latency", "size")
     gates: list[dict[str, Any]] = [{"kind": kind} for kind in kinds]
-    gates[2] |= {"columns": ["label"], "minimum": 0.7}
+    gates[2] |= {"columns": ["label"], "minimum": 0.7, "max_drop": 0.05}
     line = line_of(pipeline(tmp_path, gates=gates, window={"max_samples": 2000, "holdout_fraction": 0.25}), "gates")
     assert line.words.partition("; ")[2] == (
         "on a full window's 500 held-out samples floor sees accuracy to ±4.4%, no_worse sees differences of 2.8% on as many "

@@ -43,6 +43,8 @@ SENTENCES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
      "gates.0.robustness: min_samples must not exceed max_samples, got 20 > 10. Raise max_samples."),
     ({"kind": "robustness", "corruptions": ["blur", "blur"]}, {},
      "gates.0.corruptions: must not repeat a name, got blur more than once. Name each once."),
+    ({"kind": "robustness", "severities": [3, 1, 3]}, {},
+     "gates.0.severities: must not repeat a number, got 3 more than once. Name each once."),
     ({"kind": "robustness", "severities": [6]}, {}, "gates.0.severities.0: must be at most 5, got 6. Lower it."),
     ({"kind": "robustness", "corruptions": []}, {}, "gates.0.corruptions: must hold at least 1, got nothing in it. Add some."),
     ({"kind": "latency", "max_ratio": None}, {},
@@ -51,6 +53,8 @@ SENTENCES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"kind": "size", "max_ratio": None}, {},
      "gates.0.size: max_ratio or max_megabytes must be given, got null for both: nothing could fail. Give one."),
     ({"kind": "better", "test": "t"}, {}, "gates.0.test: must be one of mcnemar or bootstrap, got 't'. Choose one."),
+    ({"kind": "serves", "formats": ["tflite"]}, {},
+     "gates.0.formats.0: must be one of safetensors, pt2 or onnx, got 'tflite'. Choose one."),
     ({"kind": "floor", "too_few": "skip"}, {}, "gates.0.too_few: must be one of pass or fail, got 'skip'. Choose one."),
 ]  # fmt: skip
 
@@ -62,6 +66,30 @@ def test_a_gate_that_does_not_fit_says_field_rule_value_and_remedy(
     with pytest.raises(ConfigError) as caught:
         read(gate, **sections)
     assert [line.strip() for line in str(caught.value).splitlines()[1:]] == [sentence]
+
+
+@pytest.mark.parametrize(
+    ("kind", "usual"),
+    [
+        ("slices", {"max_drop": 0.05}),
+        ("negative_flips", {"maximum": 0.05}),
+        ("calibration", {"max_increase": 0.05}),
+        ("robustness", {"max_drop": 0.05}),
+        ("latency", {"max_ratio": 1.25}),
+        ("size", {"max_ratio": 1.1}),
+    ],
+)
+def test_a_limit_that_is_written_brings_no_other_with_it(kind: str, usual: dict[str, float]) -> None:
+    """Also once the file has been read, written out and read again."""
+    [plain] = read({"kind": kind}, source=SIDECAR).gates
+    limits = type(plain).LIMITS
+    assert {name: value for name in limits if (value := getattr(plain, name)) is not None} == usual
+    for name in limits:
+        [gate] = read({"kind": kind, name: 0.5}, source=SIDECAR).gates
+        assert {n: value for n in limits if (value := getattr(gate, n)) is not None} == {name: 0.5}
+        assert read(gate.model_dump(mode="json"), source=SIDECAR).gates == (gate,)
+    [both] = read({"kind": kind, **dict.fromkeys(limits, 0.5)}, source=SIDECAR).gates
+    assert all(getattr(both, name) == 0.5 for name in limits)
 
 
 def test_gates_of_all_kinds_stand_in_one_file_and_twice_the_same() -> None:

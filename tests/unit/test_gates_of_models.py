@@ -157,12 +157,12 @@ def test_a_challenger_that_is_blind_in_other_light_fails_robustness_alone(tmp_pa
     assert verdict.numbers["samples"] == 120
     assert "(power 80%)" in verdict.resolves
     assert judge(RobustnessGate(corruptions=("noise", "jpeg")), found).outcome == "passed"
-    assert judge(RobustnessGate(minimum=0.9, max_drop=None), found).outcome == "failed"
+    assert judge(RobustnessGate(minimum=0.9), found).outcome == "failed"
     assert judge(RobustnessGate(), found) == verdict
 
 
 def test_a_robust_challenger_passes_also_against_one_that_is_not(tmp_path: Path) -> None:
-    assert judge(RobustnessGate(minimum=0.9), on_halves(tmp_path, Sides(), Light())).outcome == "passed"
+    assert judge(RobustnessGate(minimum=0.9, max_drop=0.05), on_halves(tmp_path, Sides(), Light())).outcome == "passed"
 
 
 def test_robustness_without_a_champion_has_its_floor(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_challenger_twice_as_slow_fails_latency_and_an_equal_one_passes_on_a_n
 
 
 def test_the_words_of_latency_hold_times_rounds_and_limit() -> None:
-    verdict = judge(LatencyGate(batch_size=3, max_ms=500), trial(Slow(2), Slow(6)))
+    verdict = judge(LatencyGate(batch_size=3, max_ratio=1.25, max_ms=500), trial(Slow(2), Slow(6)))
     n = verdict.numbers
     assert verdict.words == (
         f"latency: {n['ms']:.3g} ms against the champion's {n['champion_ms']:.3g} ms for a batch of 3, "
@@ -282,7 +282,7 @@ def test_all_gates_judge_a_real_challenger(tmp_path: Path) -> None:
     store, config = second_window(tmp_path)
     kinds = ("floor", "better", "no_worse", "slices", "negative_flips", "calibration", "robustness", "latency", "size")
     changes: dict[str, dict[str, Any]] = {
-        "slices": {"columns": ["label"], "min_samples": 5, "max_gap": 0.9},
+        "slices": {"columns": ["label"], "min_samples": 5, "max_gap": 0.9, "max_drop": 0.05},
         "robustness": {"max_samples": 12, "min_samples": 10, "minimum": 0.01, "max_drop": 0.9},
         "latency": {"max_ratio": 20},
     }
