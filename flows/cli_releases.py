@@ -139,8 +139,9 @@ def sweep(
 ) -> None:
     """Show, or delete, what is no longer needed: objects that no record names, and the weights of old releases.
 
-    Releases go only if `retention:` in the pipeline file, or an option, says how many stay. What an alias names stays in any
-    case, and so does what a tick under way sets out from. Of a release that goes, record, card, metrics and lineage stay.
+    Releases go only if `retention:` in the pipeline file, or an option, says how many stay; an option replaces its own line of
+    the file, the others hold. What an alias names stays in any case, and so does what a tick under way sets out from. Of a
+    release that goes, record, card, metrics and lineage stay.
 
     Example: everfresh sweep pipeline.yaml --keep-releases 10 --keep-days 30, and again with --delete
     """
@@ -151,8 +152,8 @@ def sweep(
     from everfresh.tasks.sweep import sweep as remove
 
     config, store = opened(pipeline)
-    asked = RetentionConfig(keep_releases=keep_releases, keep_days=keep_days, keep_ancestors=config.retention.keep_ancestors)
-    age, rule = timedelta(hours=older_than), asked if asked.asked else config.retention
+    given = {name: v for name, v in {"keep_releases": keep_releases, "keep_days": keep_days}.items() if v is not None}
+    age, rule = timedelta(hours=older_than), RetentionConfig(**config.retention.model_dump() | given)
     planned = plan(store, rule, age, config.model.weights)
     gone = set(carry_out(store, planned, reason=f"retention: {rule.words}")) if delete else set()
     old = [item for item in planned.listed if item.key in gone or not delete]

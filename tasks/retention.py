@@ -10,14 +10,16 @@ least sees the other, and gives way. A rerun goes on where the one before has di
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 
-from everfresh.tasks.alias import retire_all, user
+from everfresh.tasks.alias import restore, retire_all, user
 from everfresh.tasks.catalogue import REMOVED, Entry, catalogue, removed
 from everfresh.tasks.config import RetentionConfig
-from everfresh.tasks.ledger import CHAMPION, alias_names, champion_moves, find, moves, settle
+from everfresh.tasks.errors import ReleaseError
+from everfresh.tasks.ledger import CHAMPION, alias_names, aliases, champion_moves, find, moves, settle
 from everfresh.tasks.records import JournalEntry, Package, Release, RemovedRelease, Tick
 from everfresh.tasks.store import Listed, Store
 
@@ -53,7 +55,7 @@ def plan(store: Store, rule: RetentionConfig, grace: timedelta, weights: str | N
         store: of the pipeline.
         rule: how many and how young ones stay.
         grace: what is younger, or was named by an alias until then, may still be in use and stays.
-        weights: `model.weights` of the pipeline file; a release that it names stays.
+        weights: `model.weights` of the pipeline file; a release or challenger that it names stays.
     """
     entries, begun = catalogue(store), {r.release.id: r for r in removed(store)}
     wanted = rule.asked and any(CHAMPION in e.aliases for e in entries)
@@ -61,6 +63,7 @@ def plan(store: Store, rule: RetentionConfig, grace: timedelta, weights: str | N
     going = [e for e in entries if e.release.id not in reasons or (e.retired and e.release.id in begun)]
     standing = {e.release.id for e in entries}
     spent = _spent(store, max(grace, timedelta(days=rule.keep_days or 0))) - standing - begun.keys() if wanted else set()
+    spent = {key for key in spent if key not in (weights or "")}
     stays = {e.release.id: _stays(e.release) for e in going} | {key: set[str]() for key in spent}
     stays |= {gone: _stays(record.release) for gone, record in begun.items() if gone not in standing}
     objects = _objects(store, stays) if stays else {}
@@ -179,7 +182,10 @@ def carry_out(store: Store, planned: Plan, *, reason: str = "retention", by: str
 
 
 def _close(store: Store, entry: Entry, reason: str, by: str | None) -> bool:
-    """Begin the removal of a release; False if its retirement was taken back meanwhile."""
+    """Begin the removal of a release; False if its retirement was taken back, or an alias has come to name it meanwhile.
+
+    Whoever moved the alias looks at the retirements after that and takes the move back, unless they died before: so both look.
+    """
     release, key = entry.release, f"releases/{entry.release.id}/{REMOVED}"
     stays = {name: part for name, part in release.files.items() if name in STAYS}
     settle(
@@ -195,7 +201,11 @@ def _close(store: Store, entry: Entry, reason: str, by: str | None) -> bool:
         ),
     )
     head = champion_moves(store).last()
-    if head is None or release.id not in head.retired:
-        store.delete(key)
-        return False
-    return True
+    named = any(move.release == release.id for move in aliases(store).values())
+    if head is not None and release.id in head.retired and not named:
+        return True
+    store.delete(key)
+    if named:
+        with suppress(ReleaseError):  # it is not retired any more
+            restore(store, release.id, reason="an alias names it", by=by)
+    return False

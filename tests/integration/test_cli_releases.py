@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,20 @@ def test_the_rule_of_the_file_holds_where_no_option_is_given(alone: Everfresh, f
     assert "stays   v1: was champion until " in said(alone("sweep", file))
     file.write_text(FILE + "retention: {keep_releases: 0}\n")
     assert "retention.keep_releases" in said(alone("sweep", file), 2)
+
+
+def test_an_option_changes_one_rule_of_the_file_and_leaves_the_others(alone: Everfresh, file: Path) -> None:
+    file.write_text(FILE.replace("name: p", "name: old") + "retention: {keep_releases: 3, keep_ancestors: 0}\n")
+    store = FolderStore(file.parent / "store" / "old")
+    for number in range(1, 6):
+        publish(store, number, at=datetime(2026, 1, number, tzinfo=UTC))
+    said(alone("sweep", file, "--keep-days", "1", "--older-than", "0", "--delete"))
+    assert release_ids(store) == sorted(release_id(number) for number in (3, 4, 5))
+    head = champion_moves(store).last()
+    assert head is not None
+    assert head.reason == "retention: keep the 3 newest and those of 1 days"
+    said(alone("sweep", file, "--keep-releases", "2", "--older-than", "0", "--delete"))
+    assert release_ids(store) == sorted(release_id(number) for number in (4, 5))
 
 
 def test_a_release_is_verified_and_pulled(alone: Everfresh, file: Path, tmp_path: Path) -> None:

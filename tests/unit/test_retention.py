@@ -21,8 +21,8 @@ from everfresh.tasks.alias import pin, promote, remove, restore, retire, rollbac
 from everfresh.tasks.catalogue import catalogue, release_ids, removed
 from everfresh.tasks.config import RetentionConfig
 from everfresh.tasks.errors import ObjectMissing, ReleaseError
-from everfresh.tasks.ledger import aliases, champion_moves, find
-from everfresh.tasks.records import Cost, Decision, JournalEntry, Package, Release, Tick, TriedRung
+from everfresh.tasks.ledger import aliases, champion_moves, find, moves
+from everfresh.tasks.records import AliasMove, Cost, Decision, JournalEntry, Package, Release, Tick, TriedRung
 from everfresh.tasks.retention import carry_out, plan
 from everfresh.tasks.store import FolderStore, S3Store, Store
 from everfresh.tasks.sweep import sweep
@@ -226,6 +226,18 @@ def make_challenger(store: Store, number: int) -> None:
     store.put(f"packages/p{number}/record.json", Package(release=key, files=files, verdicts=()).to_bytes())
 
 
+def test_a_challenger_that_model_weights_names_stays(tmp_path: Path) -> None:
+    store = Clocked(tmp_path)
+    publish(store, 1)
+    make_challenger(store, 2)
+    tried = TriedRung(rung="head", candidate=release_id(2), weights_sha256="", tune_accuracy=1, cost=Cost())
+    store.put("journal/00000001-tick.json", ended(tried).to_bytes())
+    store.time += 2 * DAY
+    rule = RetentionConfig(keep_releases=1)
+    assert plan(store, rule, DAY).spent == (release_id(2),)
+    assert plan(store, rule, DAY, f"s3://b/p/candidates/{release_id(2)}/attempts/a/model.safetensors").spent == ()
+
+
 def test_the_challenger_that_a_release_was_goes_with_it(folder_store: FolderStore) -> None:
     for number in (1, 2):
         publish(folder_store, number)
@@ -354,6 +366,28 @@ def test_on_s3_too(s3_store: S3Store, at: int) -> None:
     fated = FatedBucket(s3_store.bucket, s3_store.prefix)
     fated.be(at, "after")
     assert die_and_go_on(fated, s3_store, at_rest(undisturbed))
+
+
+class Named(FolderStore):
+    """A folder in which somebody, who looked before, lets an alias name v1 as its removal begins, and dies at once."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        if key == f"releases/{release_id(1)}/removed.json":
+            move = AliasMove(seq=1, id="x", kind="promote", release=release_id(1), version=1, by="bob", reason="", at=NOON)
+            assert moves(FolderStore(self.root), "canary").append(1, move)
+        return super().create(key, data)
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_alias_whose_mover_died_before_looking_again_keeps_what_it_names(tmp_path: Path) -> None:
+    store = Named(tmp_path)
+    for number in (1, 2, 3):
+        publish(store, number)
+    retain(store, keep_releases=1)
+    assert whole(store) == {release_id(1), release_id(3)}
+    head = champion_moves(store).last()
+    assert head is not None
+    assert (head.retired, head.reason) == ((release_id(2),), "an alias names it")
 
 
 @pytest.mark.usefixtures("quick")
