@@ -33,6 +33,7 @@ from everfresh.tasks.records import Cursor, Split, StreamEntry, Window, digest_o
 from everfresh.tasks.sources import Source, SourceFile
 from everfresh.tasks.store import Store, scratch
 from everfresh.tasks.targets import Targets
+from everfresh.tasks.vectors import as_kept
 from everfresh.tasks.views import ViewWriter, split_of
 
 if TYPE_CHECKING:
@@ -227,8 +228,6 @@ def examined(data: bytes, key: str, config: PipelineConfig) -> tuple[bytes, dict
     """
     if not config.model.features:
         return data, asdict(examine(data))
-    from everfresh.tasks.rows import as_kept
-
     kept = as_kept(data, config.model.features)
     return kept, {"digest": hashlib.sha256(kept).hexdigest(), "group": digest_of("row", key)}
 

@@ -22,6 +22,7 @@ from everfresh.tasks.predictions import TABLE, newest_labels, rows_in
 from everfresh.tasks.records import label
 from everfresh.tasks.sources import Source, SourceFile
 from everfresh.tasks.store import Listed
+from everfresh.tasks.vectors import text
 
 
 def open_source(config: PipelineConfig, after: str = "") -> Source:
@@ -79,9 +80,17 @@ class PredictionSource(Source):
                 said[member.key] = Unusable(reason=f"has no row in {TABLE}")
                 continue
             slices = row["slices"] if isinstance(row.get("slices"), dict) else {}
-            cells = {**slices, "release": _release(row), "label": labels.get(row["id"]), "at": row["at"]}
+            cells = {**slices, "release": _release(row), "label": self._label(labels.get(row["id"])), "at": row["at"]}
             said[member.key] = annotation_in(cells, self._sidecar, None, self.targets)
         return said, all(row["id"] in labels for row in rows.values())
+
+    def _label(self, value: Any) -> Any:
+        """A label as a table of rows would have it: 7 is the class 7, however its writer calls the number."""
+        if self.targets.task == "regression":
+            return value
+        if isinstance(value, list):
+            return [str(name) if isinstance(name := text(item), int | float) else item for item in value]
+        return text(value)
 
     def _table(self, place: int, item: Listed) -> bytes:
         with tarfile.open(self.local(place, item), "r:") as tar:

@@ -8,7 +8,6 @@ their place, and their time where that gives the order.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from numpy.typing import NDArray
 
 from everfresh.tasks.config import Column, PipelineConfig, TableRows
 from everfresh.tasks.errors import DataError, SourceError
-from everfresh.tasks.labels import Annotation, Unusable, annotation_in, moment_of, name_in
+from everfresh.tasks.labels import Annotation, Unusable, annotation_in, moment_of
 from everfresh.tasks.records import digest_of
 from everfresh.tasks.sources import Source, is_path
-from everfresh.tasks.vectors import Value, encode
+from everfresh.tasks.vectors import Value, cell, encode, text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -276,7 +275,7 @@ class Tables:
             values = {f.name: self._value(f, cells[f.name]) for f in self.features}
             number = self.targets.task == "regression"  # a label that is one stays as it is, NaN too
             names = (*([] if number else [said.label_column]), *said.slice_columns)
-            texts = {**cells, **{c: _text(cells[c]) for c in names if c}}
+            texts = {**cells, **{c: text(cells[c]) for c in names if c}}
             annotation = annotation_in(texts, said, self.config.timezone, self.targets)
             if isinstance(annotation, Unusable):
                 raise DataError(annotation.reason)
@@ -288,7 +287,7 @@ class Tables:
     def _group(self, key: str, cells: Mapping[str, Any], data: bytes, annotation: Annotation) -> str:
         """Rows of one thing, or written twice. Where no time tells rows apart, equal ones are taken for two samples."""
         if self.config.group_columns:
-            return digest_of("group", [_text(cells[c]) for c in self.config.group_columns])
+            return digest_of("group", [text(cells[c]) for c in self.config.group_columns])
         return digest_of("row", data.decode(), str(annotation.timestamp)) if annotation.timestamp else digest_of("row", key)
 
     def _value(self, feature: Column, raw: Any) -> Value:
@@ -297,51 +296,12 @@ class Tables:
         Raises:
             DataError: it is missing where it must not, or no finite number.
         """
-        value = _cell(feature, raw)
+        value = cell(feature, raw)
         if value is None and self.config.missing == "quarantine":
             raise DataError(f"has no value in {feature.name}; source.missing: impute takes such rows")
         if feature.categories and value is not None and value not in feature.categories:
             self.other_values[f"{feature.name} {str(value)[:40]!r}"] += 1
         return value
-
-
-def as_kept(data: bytes, features: Iterable[Column]) -> bytes:
-    """A row that came as a JSON object of its values, as a row of a table is kept.
-
-    Raises:
-        DataError: it is no such object, lacks one of the features, or one of its values cannot be used.
-    """
-    try:
-        cells = json.loads(data)
-    except (ValueError, RecursionError):
-        cells = None
-    if not isinstance(cells, dict):
-        raise DataError("is not a row: a JSON object of its values by column")
-    features = tuple(features)
-    if missing := [f.name for f in features if f.name not in cells]:
-        raise DataError(f"has no value, not even null, in {', '.join(missing)}, which model.features names")
-    return encode({f.name: _cell(f, cells[f.name]) for f in features})
-
-
-def _cell(feature: Column, raw: Any) -> Value:
-    return name_in(_text(raw)) if feature.categories else _number(feature.name, raw)
-
-
-def _number(name: str, raw: Any) -> float | None:
-    if raw is None:
-        return None
-    try:
-        value = float(raw)
-    except (ValueError, TypeError, OverflowError):
-        raise DataError(f"has {str(raw)[:40]!r} in {name}, which is not a number") from None
-    if math.isinf(value):
-        raise DataError(f"has an infinite number in {name}")
-    return None if math.isnan(value) else value + 0.0  # one zero
-
-
-def _text(raw: Any) -> Any:
-    """A cell that is a name; a whole number is written without a point, as tables with gaps make 1.0 of 1."""
-    return int(raw) if isinstance(raw, float) and raw.is_integer() else None if raw != raw else raw
 
 
 def _microseconds(raw: Any, timezone: str | None) -> int:

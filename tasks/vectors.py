@@ -11,13 +11,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from everfresh.tasks.errors import DataError
+from everfresh.tasks.labels import name_in
 from everfresh.tasks.records import Feature
 
 if TYPE_CHECKING:
     import torch
+
+    from everfresh.tasks.config import Column
 
 Value = float | str | None
 
@@ -31,6 +34,50 @@ def values_of(data: bytes) -> dict[str, Value]:
     """The values of a row, by column."""
     found: dict[str, Value] = json.loads(data)
     return found
+
+
+def as_kept(data: bytes, features: Iterable[Column | Feature]) -> bytes:
+    """A row that came as a JSON object of its values, as a row of a table is kept.
+
+    Raises:
+        DataError: it is no such object, lacks one of the features, or one of its values cannot be used.
+    """
+    try:
+        cells = json.loads(data)
+    except (ValueError, RecursionError):
+        cells = None
+    if not isinstance(cells, dict):
+        raise DataError("is not a row: a JSON object of its values by column")
+    features = tuple(features)
+    if missing := [f.name for f in features if f.name not in cells]:
+        raise DataError(f"has no value, not even null, in {', '.join(missing)}, which model.features names")
+    return encode({f.name: cell(f, cells[f.name]) for f in features})
+
+
+def cell(feature: Column | Feature, raw: Any) -> Value:
+    """The value of a feature as it is kept, whatever a table, a service or JSON calls it.
+
+    Raises:
+        DataError: it is no such value.
+    """
+    return name_in(text(raw)) if feature.categories else _number(feature.name, raw)
+
+
+def _number(name: str, raw: Any) -> float | None:
+    if raw is None:
+        return None
+    try:
+        value = float(raw)
+    except (ValueError, TypeError, OverflowError):
+        raise DataError(f"has {str(raw)[:40]!r} in {name}, which is not a number") from None
+    if math.isinf(value):
+        raise DataError(f"has an infinite number in {name}")
+    return None if math.isnan(value) else value + 0.0  # one zero
+
+
+def text(raw: Any) -> Any:
+    """A cell that is a name; a whole number is written without a point, as tables with gaps make 1.0 of 1."""
+    return int(raw) if isinstance(raw, float) and raw.is_integer() else None if raw != raw else raw
 
 
 def to_vector(data: bytes, features: Sequence[Feature]) -> torch.Tensor:

@@ -259,10 +259,11 @@ def _after_fork(log: PredictionLog) -> None:
 
 
 def _plain(label: Any) -> Label:
-    """A label as JSON has it; numbers of numpy and torch are numbers."""
-    if isinstance(label, str):
-        return label
+    """A label as JSON has it; numbers of numpy and torch are numbers, and whole ones and truths stay what they are."""
     try:
-        return [_plain(item) for item in label] if isinstance(label, Sequence) else float(label)  # type: ignore[return-value]
-    except (TypeError, ValueError):
+        if isinstance(label, Sequence) and not isinstance(label, str):
+            return [_plain(item) for item in label]  # type: ignore[return-value]
+        label = label.item() if hasattr(label, "item") else label
+        return label if isinstance(label, str | int) else float(label)
+    except (TypeError, ValueError, RuntimeError):
         raise DataError(f"a label must be a text, a number or a list of such, got {type(label).__name__}") from None

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from everfresh.tasks.errors import DataError
-from everfresh.tasks.vectors import encode, to_vector
+from everfresh.tasks.vectors import as_kept, encode, to_vector
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,14 +30,13 @@ def as_input(sample: Sample, spec: ModelSpec) -> Tensor:
     from PIL import Image
     from torchvision.transforms.v2.functional import pil_to_tensor
 
-    from everfresh.tasks.images import framed, upright
-    from everfresh.tasks.inputs import decode
+    from everfresh.tasks.images import framed, to_tensor, upright
 
-    if isinstance(sample, bytes | bytearray | memoryview):
-        return decode(bytes(sample), spec)
     if spec.features:
-        if isinstance(sample, Mapping):
-            return to_vector(_row_bytes(sample), spec.features)
+        if isinstance(sample, Mapping | bytes | bytearray | memoryview):
+            return to_vector(as_kept(as_bytes(sample), spec.features), spec.features)
+    elif isinstance(sample, bytes | bytearray | memoryview):
+        return to_tensor(bytes(sample), spec.image_size)
     elif isinstance(sample, Image.Image):
         return framed(pil_to_tensor(upright(sample.copy())), spec.image_size)  # the caller's stays as it is
     elif isinstance(sample, torch.Tensor) and sample.dtype == torch.uint8 and sample.ndim == 3 and sample.shape[0] == 3:
@@ -71,18 +70,25 @@ def as_bytes(sample: Sample) -> bytes:
 
 
 def _row_bytes(row: Mapping[str, Any]) -> bytes:
-    return encode({str(name): _value(name, value) for name, value in row.items()})
+    try:
+        return encode({str(name): _value(name, value) for name, value in row.items()})
+    except UnicodeEncodeError:
+        raise DataError("must have names and texts in UTF-8, got half of a character in one of them") from None
 
 
 def _value(name: str, value: Any) -> float | str | None:
-    if value is None or isinstance(value, str):
-        return value
+    """A value as JSON has it; numbers of numpy and torch are numbers, and whole ones and truths stay what they are."""
     try:
+        value = value.item() if hasattr(value, "item") else value
+        if value is None or isinstance(value, str | bool):
+            return value
         number = float(value)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise DataError(f"must have a number or a text in {name}, got {type(value).__name__}") from None
     if math.isinf(number):
         raise DataError(f"must have a finite number in {name}, got {number}")
+    if isinstance(value, int):
+        return value
     return None if math.isnan(number) else number + 0.0  # one zero
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -154,8 +155,6 @@ def test_what_is_logged_becomes_samples(store: Store) -> None:
 
 
 def test_opened_pictures_and_tensors_are_logged_as_png(tmp_path: Path) -> None:
-    import torch
-
     store = FolderStore(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     with PredictionLog(tmp_path / "log") as log:
@@ -177,6 +176,17 @@ def test_numbers_that_differ_are_refused(tmp_path: Path, slices: Any) -> None:
 def test_what_is_no_label_is_refused(tmp_path: Path, label: Any) -> None:
     with pytest.raises(DataError, match="a label must be a text, a number or a list of such, got"):
         PredictionLog(tmp_path).label(prediction_id(SHARDS[0], 0), label)
+
+
+@pytest.mark.parametrize("seven", [7, 7.0, np.int64(7), np.float32(7), torch.tensor(7), "7", [7], [7.0]])
+def test_a_class_that_is_a_whole_number_is_that_class(tmp_path: Path, seven: Any) -> None:
+    with PredictionLog(tmp_path / "log") as log:
+        log.label(log.log([noise(0)], said(1))[0] or "", seven)
+    config = reading(str(tmp_path / "log"))
+    model = {"classes": ("7", "8")} | ({"task": "multi_label"} if isinstance(seven, list) else {})
+    config = config.model_copy(update={"model": config.model.model_copy(update=model)})
+    view = View(store := FolderStore(tmp_path / "store"), taken_view(store, config))
+    assert ([s.label for s in view.samples], view.window.pending) == (["7"], {})
 
 
 def test_a_full_shard_is_written_at_once(tmp_path: Path) -> None:

@@ -7,13 +7,16 @@ import json
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support import tables
 from support.keys import pair
 from support.pictures import encode
 from support.proxy import Proxy, always, running_proxy
@@ -24,12 +27,15 @@ from support.small import in_memory
 from everfresh.tasks import alias
 from everfresh.tasks.config import S3Config
 from everfresh.tasks.errors import AccessRefused, DataError, ModelError, ReleaseError, StoreError
+from everfresh.tasks.ingest import ingest
 from everfresh.tasks.ledger import champion_moves, moves
 from everfresh.tasks.records import AliasMove, Feature, ModelSpec, Part, Release
 from everfresh.tasks.releases import sign_release
 from everfresh.tasks.serving import Champion, load_champion
-from everfresh.tasks.serving.samples import as_bytes
+from everfresh.tasks.serving.samples import as_bytes, as_input
 from everfresh.tasks.store import FolderStore, S3Store, Store, cache_folder, open_store
+from everfresh.tasks.vectors import to_vector
+from everfresh.tasks.views import View
 
 
 def opened(store: Store) -> Champion:
@@ -54,8 +60,6 @@ def test_bytes_pictures_and_tensors_are_the_same_sample(folder_store: FolderStor
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     tensor = torch.from_numpy(pixels).movedim(-1, 0)
     forms = [encode(pixels), Image.fromarray(pixels), tensor]
-    from everfresh.tasks.serving.samples import as_input
-
     spec = champion._model.spec
     inputs = [as_input(form, spec) for form in forms]
     assert inputs[0].shape == (3, SIDE, SIDE)
@@ -94,19 +98,54 @@ def test_a_row_is_kept_whole(row: dict[str, object]) -> None:
     assert kept == {name: None if value != value else value for name, value in row.items()}
 
 
-def test_a_row_is_fed_alike_as_values_and_as_bytes() -> None:
-    from everfresh.tasks.serving.samples import as_input
-
-    features = (Feature(name="load", mean=100, std=20), Feature(name="site", categories=("north", "south")))
-    spec = ModelSpec(
+def row_spec(*features: Feature) -> ModelSpec:
+    return ModelSpec(
         architecture="support.tables:mlp", classes=("no", "yes"), head="2", native_head=False, embedding_dim=16,
         image_size=8, mean=(0, 0, 0), std=(1, 1, 1), features=features,
     )  # fmt: skip
+
+
+def test_a_row_is_fed_alike_as_values_and_as_bytes() -> None:
+    spec = row_spec(Feature(name="load", mean=100, std=20), Feature(name="site", categories=("north", "south")))
     row = {"load": np.float32(120), "site": "south", "more": None}
     assert as_input(row, spec).tolist() == as_input(as_bytes(row), spec).tolist() == [1.0, 0.0, 1.0]
     assert as_input({"load": float("nan"), "site": None}, spec).tolist() == [0.0, 0.0, 0.0]
     with pytest.raises(DataError, match="its bytes or values by column, got Tensor"):
         as_input(torch.zeros(3), spec)
+
+
+CELLS: list[tuple[object, object]] = [
+    (1, 1), (1.0, 1.0), (2, np.int64(2)), (None, None), (float("nan"), float("nan")), (-0.0, np.float32(-0.0)), ("nan", "nan"),
+    (" a  b ", " a  b "), (True, True), (False, np.bool_(False)), (1.5, torch.tensor(1.5)), ("1.0", "1.0"), (1 << 60, 1 << 60),
+]  # fmt: skip
+"""Values as they stand in a table, and as a service has them."""
+
+
+@pytest.mark.parametrize(("stands", "has"), CELLS, ids=str)
+def test_a_row_is_fed_to_a_service_as_to_training(tmp_path: Path, stands: object, has: object) -> None:
+    column = {"name": "it", "categories": ["1", "1.0", "a b", "True", "False", "nan", str(1 << 60)]}
+    number = not isinstance(stands, str)
+    features: list[Any] = [column, *(["number"] if number else [])]
+    table = pa.table({"it": [stands], "broken": ["yes"], **({"number": [stands]} if number else {})})
+    tables.write(tmp_path / "inbox" / "t.parquet", table)
+    made = {"timestamp_column": None, "slice_columns": [], "missing": "impute"}
+    config = tables.pipeline(tmp_path, source=made, model={"features": features})
+    view = View(store := FolderStore(tmp_path / "store"), ingest(store, config).view)  # type: ignore[union-attr]
+    (trained,) = view.read(view.rows())
+    spec = row_spec(*(Feature(name=f.name, categories=f.categories) for f in config.model.features))
+    fed = to_vector(trained, spec.features).tolist()
+    row = {"it": has, "number": has, "more": 3}
+    assert as_input(row, spec).tolist() == as_input(as_bytes(row), spec).tolist() == fed
+    if type(stands) is type(has):
+        assert as_input(json.dumps(row).encode(), spec).tolist() == fed
+
+
+@pytest.mark.parametrize(
+    "sample", [b"no", b"[1]", b"\xff", b"[" * 9_999, b'{"load": "x"}', b"{}", {"load": "\ud800"}, {"load": [1]}]
+)
+def test_what_is_no_row_is_told_as_no_sample(sample: object) -> None:
+    with pytest.raises(DataError):
+        as_input(sample, row_spec(Feature(name="load")))  # type: ignore[arg-type]
 
 
 def test_nothing_is_asked_of_an_alias_that_names_nothing(store: Store) -> None:
