@@ -12,12 +12,9 @@ machine that wrote it, and equal weights give equal bytes.
 from __future__ import annotations
 
 import io
-import json
 import logging
 import math
-import re
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -28,9 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from everfresh.tasks import inputs
+from everfresh.tasks import archives, inputs
 from everfresh.tasks.config import Export
-from everfresh.tasks.errors import ExportError, ModelError
+from everfresh.tasks.errors import ExportError
 from everfresh.tasks.records import ModelSpec
 from everfresh.tasks.vectors import values_of
 
@@ -46,11 +43,8 @@ CLOSE = 1e-3
 """A score may be so far off the network's own, as a share of the largest one (at least 1), or of what a value ranges over."""
 ONE_FILE = 1_900_000_000
 """Bytes of weights up to which ``model.onnx`` is one file; protobuf ends at 2 GiB."""
-PLAIN = re.compile(
-    r"data/(weights|constants)/(weight_\d+|tensor_\d+|model_(weights|constants)_config\.json)|models/model\.json"
-    r"|archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
-)
-"""Entries of an archive of torch.export that nothing is unpickled from."""
+NEEDED = ("val", "tensor_meta", "unbacked_bindings")
+"""What is told of a node that its readers need."""
 NOISY = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch.onnx", "onnxscript")
 
 
@@ -111,35 +105,13 @@ def opened(path: Path, name: Export) -> Callable[[NDArray[Any]], NDArray[np.floa
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         return lambda samples: cast(NDArray[np.float32], session.run([OUTPUT], {INPUT: samples})[0])
-    _refuse_pickles(path)
-    program = torch.export.load(path).module()
+    program = archives.load(path).module()
 
     def run(samples: NDArray[Any]) -> NDArray[np.float32]:
         with torch.no_grad():
             return cast(NDArray[np.float32], program(torch.from_numpy(samples)).numpy())
 
     return run
-
-
-def _refuse_pickles(path: Path) -> None:
-    """Raise unless an archive of torch.export holds tensors and JSON alone: its reader would run what is pickled in others.
-
-    Raises:
-        ModelError: it holds a pickle, or is no such archive.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = {name.partition("/")[2]: name for name in archive.namelist()}
-            odd = [name for name, full in names.items() if not PLAIN.fullmatch(name) and archive.getinfo(full).file_size]
-            configs = [json.loads(archive.read(full)) for name, full in names.items() if name.endswith("_config.json")]
-            pickled = [n for c in configs for n, entry in c["config"].items() if entry["use_pickle"]]
-    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path.name} must be an archive of torch.export, got a file that is none ({error}).") from error
-    if odd or pickled:
-        raise ModelError(
-            f"{path.name} must hold tensors and JSON alone, got {', '.join([*odd, *pickled][:3])}, which torch.export.load "
-            "would unpickle, and so run. Do not load it; find out who changed it."
-        )
 
 
 def signature(spec: ModelSpec, name: Export) -> dict[str, Any]:
@@ -192,11 +164,12 @@ def _scales(spec: ModelSpec) -> tuple[Tensor, Tensor]:
 
 
 def _traced(served: Served, spec: ModelSpec) -> torch.export.ExportedProgram:
-    """The network as a graph, without the places in source files that it came from."""
+    """The network as a graph, without where in the source each node came from, which nobody needs to run it."""
     batch = torch.export.Dim("batch", min=1)
     traced = torch.export.export(served, (torch.from_numpy(samples_of(spec, 2)),), dynamic_shapes={INPUT: {0: batch}})
-    for node in traced.graph.nodes:
-        node.meta.pop("stack_trace", None)
+    for part in traced.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta = {name: value for name, value in node.meta.items() if name in NEEDED}
     return traced
 
 
