@@ -563,7 +563,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
         share = wilson(sum(not r["failed"] for r in inside), len(inside))
         centres.append(100 * float(np.mean([r["gain"] for r in inside])))
         shares.append(share.value)
-        bars.append((max(0.0, share.value - share.low), max(0.0, share.high - share.value)))
+        bars.append((share.value - share.low, share.high - share.value))
     axes.errorbar(centres, shares, np.array(bars).T, fmt="k-o", capsize=3, label="share, 95 %")
     for edge in (100 * LOSS, 100 * GAIN):
         axes.axvline(edge, color="grey", linestyle=":")

@@ -78,4 +78,6 @@ def wilson(hits: int, count: int, confidence: float = 0.95) -> Interval:
     share = hits / count
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return Interval(value=share, low=max(0.0, float(centre - half)), high=min(1.0, float(centre + half)))
+    return Interval(
+        value=share, low=max(0.0, min(share, float(centre - half))), high=min(1.0, max(share, float(centre + half)))
+    )

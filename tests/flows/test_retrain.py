@@ -237,6 +237,7 @@ def test_a_long_training_is_watched_on_the_server(
     pipeline: Pipeline, server: PrefectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("everfresh.tasks.steps.UPDATE_SECONDS", 0)
+    pipeline.rewrite(fine_tune={"full_replay": None})  # or the last that is seen is the refit of the head
     retrain(pipeline.config, force=True, reason="watched", rung="full")
     found = server.artifacts(f"{pipeline.name}-progress")
     assert {a["type"] for a in found} == {"progress"}

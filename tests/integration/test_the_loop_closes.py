@@ -44,7 +44,7 @@ class Circle:
     """A service with its log, and the pipeline that reads it."""
 
     def __init__(self, store: S3Store, folder: Path) -> None:
-        made = make_pipeline(folder, "circle", release={"formats": []}, policy={"ladder": ["head", "full"]})
+        made = make_pipeline(folder, "circle", policy={"ladder": ["head", "full"]})
         made.arrives(1, samples=400)
         config = load_config(made.file).model_copy(update={"store": store.url("store")})
         self.store, self.place = store.sub("store/circle"), store.url("log")

@@ -69,6 +69,7 @@ def make_pipeline(folder: Path, name: str, **sections: Any) -> Pipeline:
     raw["fine_tune"] |= {"epochs": 10, "learning_rate": 0.01}
     raw["model"] |= {"image_size": 16}
     raw["evaluation"] = {"report": False}
+    raw["release"] = {"formats": []}  # which cost seconds a release; tests of them say so
     raw["drift"] = {"report": False, "permutations": 199}
     raw["gates"] = [{"kind": "floor", "minimum": 0.3}, {"kind": "better"}, {"kind": "no_worse", "margin": 0.2}]
     (folder / "inbox").mkdir(parents=True, exist_ok=True)
