@@ -51,7 +51,6 @@ def test_an_adopted_model_is_version_1_and_what_is_learnt_on_it_version_2(everfr
         "adopted",
         model={"architecture": "resnet18", "weights": str(tmp_path / "model.pt"), "image_size": SIDE},
         policy={"ladder": ["head"]},
-        release={"formats": ["onnx"]},
         gates=[{"kind": "floor", "minimum": 0.2}, {"kind": "better"}],
     )
     arguments = ("adopt", pipeline.file, "--weights", tmp_path / "model.pt", "--reference", validation / "01-scans")
