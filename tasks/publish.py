@@ -79,7 +79,8 @@ def publish(
     if seq != evaluation.champion_move + 1:
         raise _moved(evaluation)
     release = _write_release(store, config, tick, candidate, evaluation, bank)
-    _sign(store, release)
+    if not tick.replay:
+        _sign(store, release)
     head = moves.entry(evaluation.champion_move)
     move = AliasMove(
         seq=seq,
@@ -150,7 +151,7 @@ def adopt(store: Store, config: PipelineConfig, weights: str, window: Window) ->
         bank=bank,
         lineage={"adopted": True, "reference_view": window.view},
         origin="It was trained elsewhere and adopted as it is.",
-        fields={"evaluation": "", "parent": None, "rung": "adopted", "seq": 0},
+        fields={"pipeline": config.name, "evaluation": "", "parent": None, "rung": "adopted", "seq": 0},
     )
     _sign(store, release)
     move = AliasMove(
@@ -229,7 +230,13 @@ def _write_release(
             f"{len(candidate.replay)} earlier windows replayed; {candidate.cost.seconds:.1f} s on {candidate.device}."
             f"{_recipe_words(candidate)}"
         ),
-        fields={"evaluation": evaluation.key, "parent": candidate.champion, "rung": candidate.rung, "seq": tick.seq},
+        fields={
+            "pipeline": f"{config.name}/replays/{tick.replay}" if tick.replay else config.name,
+            "evaluation": evaluation.key,
+            "parent": candidate.champion,
+            "rung": candidate.rung,
+            "seq": tick.seq,
+        },
     )
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from contextlib import suppress
 from pathlib import Path
 
 from everfresh.tasks.catalogue import REMOVED, Named
 from everfresh.tasks.errors import DigestMismatch, ObjectMissing, ReleaseError, StoreError
 from everfresh.tasks.ledger import find
 from everfresh.tasks.records import Release, RemovedRelease
-from everfresh.tasks.releases import RECORD, find_release, folder_of
+from everfresh.tasks.releases import RECORD, Believed, believed, folder_of, signature_of
 from everfresh.tasks.signing import SIGNATURE
 from everfresh.tasks.store import Store
 from everfresh.tasks.store.base import bring, check_digest
@@ -28,8 +27,12 @@ def recorded(store: Store, goal: Named) -> Release:
         ReleaseError: there is none, its weights were removed, or it may not be believed: see `find_release`.
         StoreError: it is damaged.
     """
-    if (release := find_release(store, goal.release)) is not None:
-        return release
+    return _recorded(store, goal).release
+
+
+def _recorded(store: Store, goal: Named) -> Believed:
+    if (found := believed(store, goal.release)) is not None:
+        return found
     gone = find(store, f"{folder_of(goal.release)}/{REMOVED}", RemovedRelease)
     why = f"; {gone.by} removed its weights at {gone.at:%Y-%m-%d %H:%M} ({gone.reason})" if gone else ""
     raise ReleaseError(
@@ -63,15 +66,17 @@ def pull(store: Store, goal: Named, target: Path) -> Release:
     Args:
         store: of the pipeline.
         goal: the release.
-        target: folder that is absent, empty, or holds this very release already.
+        target: folder that is absent, empty, or holds this very release already; that one gets a signature made since.
 
     Raises:
         ReleaseError: there is no such release, it may not be believed, or something else stands in the folder.
         StoreError: a file is missing or not as recorded, or the folder cannot be written.
     """
-    release, target = recorded(store, goal), target.resolve()
+    found, target = _recorded(store, goal), target.resolve()
+    release, signature = found.release, found.signature or signature_of(store, goal.release)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         if _holds(target, release):
+            _put_signature(target, signature)
             return release
         raise ReleaseError(f"pull: the target must be absent or an empty folder, got {target}. Choose another, or empty it.")
     partial = target.parent / f".{target.name}.{uuid.uuid4().hex}"
@@ -79,9 +84,8 @@ def pull(store: Store, goal: Named, target: Path) -> Release:
         partial.mkdir(parents=True)
         for name, part in release.files.items():
             bring(store, part, partial / name)
-        for name in (RECORD, SIGNATURE):
-            with suppress(ObjectMissing):  # not all are signed
-                (partial / name).write_bytes(store.get(f"{folder_of(goal.release)}/{name}"))
+        (partial / RECORD).write_bytes(found.record)
+        _put_signature(partial, signature)
         partial.rename(target)
     except OSError as error:
         if not _holds(target, release):  # another pull may have been first
@@ -90,6 +94,24 @@ def pull(store: Store, goal: Named, target: Path) -> Release:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return release
+
+
+def _put_signature(folder: Path, signature: bytes | None) -> None:
+    """Put the signature that a release has into its folder, in one step; not all are signed.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    path = folder / SIGNATURE
+    if signature is None or (path.exists() and path.read_bytes() == signature):
+        return
+    partial = folder / f".{uuid.uuid4().hex}"
+    try:
+        partial.write_bytes(signature)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StoreError(f"pull: {path} must be written, got: {error.strerror or error}. Free space.") from error
 
 
 def _holds(target: Path, release: Release) -> bool:

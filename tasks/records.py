@@ -683,6 +683,8 @@ class Release(Record):
 
     id: str
     """The candidate's key."""
+    pipeline: str = ""
+    """Name of the pipeline, of a replay ``<name>/replays/<id>``; empty in releases of before it was written down."""
     spec: ModelSpec
     files: dict[str, Part]
     evaluation: str

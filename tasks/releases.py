@@ -1,19 +1,20 @@
 """How a release is read, and signed: the one place that says which record may be believed.
 
 A record is refused if it is another release's, names a file outside its folder, or, where ``EVERFRESH_VERIFYING_KEY`` names
-a public key, has no signature of that key over itself and all its files. The bytes of the files are compared with its
-SHA-256 when they are loaded.
+a public key, has no signature of that key over itself and all its files, or is of another pipeline or a replay. The bytes of
+the files are compared with its SHA-256 when they are loaded. Replays serve nobody: they neither sign nor ask for signatures.
 """
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from everfresh.tasks.errors import ObjectMissing, ReleaseError
 from everfresh.tasks.records import Release
 from everfresh.tasks.signing import SIGNATURE, SIGNING_KEY, VERIFYING_KEY, key_of, public_half, refused, sign, verify
-from everfresh.tasks.store import Store, scratch
+from everfresh.tasks.store import OverlayStore, Store, scratch
 
 RECORD = "release.json"
 """Name of the record, written after all the files that it names."""
@@ -24,6 +25,15 @@ def folder_of(release: str) -> str:
     return f"releases/{release}"
 
 
+class Believed(NamedTuple):
+    """A release that may be believed, and the bytes that this was found out of."""
+
+    release: Release
+    record: bytes
+    signature: bytes | None
+    """None where it has none, or none is asked for."""
+
+
 def find_release(store: Store, release: str) -> Release | None:
     """The release of that id, if there is one and it may be believed.
 
@@ -31,19 +41,37 @@ def find_release(store: Store, release: str) -> Release | None:
         ReleaseError: it is another's, names files outside its folder, or is not signed as it must be.
         StoreError: it is damaged.
     """
+    found = believed(store, release)
+    return None if found is None else found.release
+
+
+def believed(store: Store, release: str) -> Believed | None:
+    """As `find_release`, with the bytes that were read."""
     try:
         data = store.get(f"{folder_of(release)}/{RECORD}")
     except ObjectMissing:
         return None
     found = _checked(store, release, data)
-    if (key := key_of(VERIFYING_KEY)) is not None:
-        name = store.url(folder_of(release))
-        try:
-            signature = store.get(f"{folder_of(release)}/{SIGNATURE}")
-        except ObjectMissing:
-            raise refused(name, key, "none") from None
-        verify(name, _digests(found, data), signature, key)
-    return found
+    if (key := key_of(VERIFYING_KEY)) is None or isinstance(store, OverlayStore):
+        return Believed(found, data, None)
+    name = store.url(folder_of(release))
+    if (signature := signature_of(store, release)) is None:
+        raise refused(name, key, "none")
+    verify(name, _digests(found, data), signature, key)
+    if found.pipeline and not store.url("").rstrip("/").endswith(f"/{found.pipeline}"):
+        raise ReleaseError(
+            f"{name} must be a release of the pipeline at that address, got one that was signed as a release of "
+            f"{found.pipeline}. Do not load it: somebody copied it there, or the pipeline's folder has another name by now."
+        )
+    return Believed(found, data, signature)
+
+
+def signature_of(store: Store, release: str) -> bytes | None:
+    """The signature of a release, if it has one."""
+    try:
+        return store.get(f"{folder_of(release)}/{SIGNATURE}")
+    except ObjectMissing:
+        return None
 
 
 def sign_release(store: Store, release: str) -> bool:

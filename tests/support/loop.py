@@ -84,17 +84,17 @@ class NothingNew(Exception):
     """The source has no new file, and every window was treated."""
 
 
-def open_tick(store: Store, config: PipelineConfig, request: str = "") -> Tick:
-    """Begin a tick over the next window; over the last one again if a person's `request` forces it."""
+def open_tick(store: Store, config: PipelineConfig, request: str = "", replay: str = "") -> Tick:
+    """Begin a tick over the next window, of a `replay` too; over the last one again if a person's `request` forces it."""
     entry = journal.stream(store).last() if request else journal.pending(store) or ingest.ingest(store, config)
     if entry is None:
         raise NothingNew
-    return journal.begin(store, journal.outlook(store, entry, request=request))
+    return journal.begin(store, journal.outlook(store, entry, request=request, replay=replay))
 
 
-def run_window(store: Store, config: PipelineConfig, request: str = "") -> Outcome:
+def run_window(store: Store, config: PipelineConfig, request: str = "", replay: str = "") -> Outcome:
     """One whole tick: what the flow does, in its order."""
-    tick = open_tick(store, config, request)
+    tick = open_tick(store, config, request, replay)
     window = journal.window_of(store, tick.view)
     measured = drift.detect(store, config, tick) if tick.champion else None
     champion = champion_moves(store).entry(tick.champion_move)

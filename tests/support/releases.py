@@ -24,14 +24,21 @@ def release_id(number: int) -> str:
 
 
 def put_release(
-    store: Store, number: int, *, parent: str | None = None, at: datetime | None = None, files: Mapping[str, bytes] = FILES
+    store: Store,
+    number: int,
+    *,
+    parent: str | None = None,
+    at: datetime | None = None,
+    files: Mapping[str, bytes] = FILES,
+    pipeline: str = "",
 ) -> Release:
     """A whole release, which is nobody's champion yet."""
     key = release_id(number)
     own = {name: data.replace(b"#", str(number).encode()) for name, data in files.items()}
     parts = {name: store.keep(f"releases/{key}/{name}", data) for name, data in own.items()}
     release = Release(
-        id=key, spec=SPEC, files=parts, evaluation="", holdout_view="", bank=(), reference="", parent=parent, rung="head",
+        id=key, pipeline=pipeline, spec=SPEC, files=parts,
+        evaluation="", holdout_view="", bank=(), reference="", parent=parent, rung="head",
         seq=number, accuracy=0.9, created_at=at or store.now(),
     )  # fmt: skip
     return settle(store, f"releases/{key}/release.json", release)

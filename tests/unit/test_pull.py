@@ -125,7 +125,7 @@ def test_of_a_pull_that_dies_no_target_is_seen(folder_store: FolderStore, tmp_pa
     def die() -> None:
         raise Died
 
-    for operation in range(1, 7):  # its record, each file, record and signature
+    for operation in range(1, 6):  # its record, its signature, each file
         with pytest.raises(Died):
             pull(Fated(folder_store.root, operation, event=die), goal, tmp_path / "model")
         assert not (tmp_path / "model").exists()

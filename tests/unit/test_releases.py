@@ -32,7 +32,7 @@ from everfresh.tasks.records import Part, Release
 from everfresh.tasks.releases import find_release, sign_release
 from everfresh.tasks.serving import load_champion
 from everfresh.tasks.signing import SIGNATURE, SIGNING_KEY, VERIFYING_KEY, sign, verify
-from everfresh.tasks.store import FolderStore, Store
+from everfresh.tasks.store import FolderStore, OverlayStore, Store
 from everfresh.tasks.sweep import debris
 
 
@@ -145,6 +145,68 @@ def test_a_record_that_names_another_file_no_longer_fits_its_signature(folder_st
         ReleaseError, match=r"Signature mismatch: .+Hash mismatch for .model\.safetensors.*release\.json.*Do not load"
     ):
         find_release(folder_store, release.id)
+
+
+@pytest.mark.usefixtures("verifying")
+@pytest.mark.parametrize("pipeline", ["other", "mine/replays/x"])
+def test_a_signed_release_of_another_pipeline_or_a_replay_is_refused(tmp_path: Path, pipeline: str) -> None:
+    """Whoever may write to the bucket copies a whole signed folder from elsewhere."""
+    store, elsewhere = FolderStore(tmp_path / "mine"), FolderStore(tmp_path / pipeline)
+    release = put_release(elsewhere, 1, pipeline=pipeline)
+    assert sign_release(elsewhere, release.id)
+    assert find_release(elsewhere, release.id) == release
+    for item in elsewhere.list("releases"):
+        store.put(item.key, elsewhere.get(item.key))
+    with pytest.raises(ReleaseError, match=rf"signed as a release of {pipeline}\. Do not load it"):
+        find_release(store, release.id)
+
+
+@pytest.mark.usefixtures("verifying")
+def test_a_replay_neither_signs_nor_asks_for_signatures(tmp_path: Path) -> None:
+    config = pipeline(tmp_path, name="store", gates=[{"kind": "floor", "minimum": 0}])
+    live = FolderStore(tmp_path / "store")
+    arrive(config, 60)
+    assert run_window(live, config).move is not None
+    store = OverlayStore(live, live.sub("replays/x"), ("stream", "windows", "quarantine", "embeddings"))
+    move = run_window(store, config, replay="x").move
+    assert move is not None
+    release = release_of(store, move)
+    assert release.pipeline == "store/replays/x"
+    assert SIGNATURE not in {item.key.rsplit("/", 1)[1] for item in store.list("releases")}
+    assert find_release(store, release.id) == release
+    with pytest.raises(ReleaseError, match="got none"):
+        find_release(live.sub("replays/x"), release.id)
+
+
+@pytest.mark.usefixtures("verifying")
+def test_a_folder_that_was_pulled_before_gets_the_signature_made_since(
+    folder_store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, folder = put_release(folder_store, 1), tmp_path / "pulled"
+    with monkeypatch.context() as before:
+        before.delenv(VERIFYING_KEY)
+        pull(folder_store, Named(release.id, 0), folder)
+    assert not (folder / SIGNATURE).exists()
+    sign_release(folder_store, release.id)
+    pull(folder_store, Named(release.id, 0), folder)
+    assert (folder / SIGNATURE).read_bytes() == folder_store.get(f"releases/{release.id}/{SIGNATURE}")
+
+
+@pytest.mark.usefixtures("verifying")
+def test_what_was_verified_is_what_is_pulled(folder_store: FolderStore, tmp_path: Path) -> None:
+    """Record and signature change once they have been read."""
+    release = put_release(folder_store, 1)
+    sign_release(folder_store, release.id)
+
+    class Changing(FolderStore):
+        def get(self, key: str) -> bytes:
+            data = super().get(key)
+            self.put(key, b"changed")
+            return data
+
+    pull(Changing(folder_store.root), Named(release.id, 0), tmp_path / "pulled")
+    assert Release.from_bytes((tmp_path / "pulled/release.json").read_bytes()) == release
+    assert (tmp_path / "pulled" / SIGNATURE).read_bytes() != b"changed"
 
 
 def test_keys_that_cannot_be_used_are_named(folder_store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,7 +387,7 @@ def test_another_releases_weights_are_noticed(champion: tuple[FolderStore, Relea
 
 @pytest.mark.usefixtures("verifying")
 def test_a_pipeline_signs_what_it_publishes_and_loads_nothing_else(tmp_path: Path, keys: tuple[Path, Path]) -> None:
-    config = pipeline(tmp_path, gates=[{"kind": "floor", "minimum": 0}], policy={"ladder": ["head"]})
+    config = pipeline(tmp_path, name="store", gates=[{"kind": "floor", "minimum": 0}], policy={"ladder": ["head"]})
     store = FolderStore(tmp_path / "store")
     arrive(config, 60)
     first = run_window(store, config)
@@ -349,7 +411,7 @@ def test_what_nobody_here_could_load_does_not_go_live(
     tmp_path: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Signatures are asked for, but there is no key to make one; once there is, the rerun goes on."""
-    config = pipeline(tmp_path, gates=[{"kind": "floor", "minimum": 0}])
+    config = pipeline(tmp_path, name="store", gates=[{"kind": "floor", "minimum": 0}])
     store = FolderStore(tmp_path / "store")
     arrive(config, 60)
     monkeypatch.setenv(VERIFYING_KEY, str(keys[1]))
