@@ -19,7 +19,7 @@ from support.pictures import digits, write_folder
 from everfresh.tasks import decide, drift, evaluate, fine_tune, ingest, journal
 from everfresh.tasks.alias import pin, rollback, unpin
 from everfresh.tasks.architectures import build
-from everfresh.tasks.config import PipelineConfig
+from everfresh.tasks.config import PipelineConfig, ServesGate
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import ChampionMoved, DataError, DigestMismatch, ReleaseError, StoreError
 from everfresh.tasks.images import normalise, to_tensor
@@ -421,6 +421,15 @@ def test_an_adopted_model_is_version_one_and_predicts_as_before(tmp_path: Path) 
         torch.testing.assert_close(scores, module(normalise(pixels, release.spec.mean, release.spec.std)))
     accuracy, as_recorded = consumer.score(tmp_path / "store", move.release)
     assert (accuracy, as_recorded) == (release.accuracy, 1)
+
+
+def test_an_adopted_model_is_asked_by_a_fresh_process_too(tmp_path: Path) -> None:
+    store, config, _, weights = running(tmp_path)
+    config = config.model_copy(update={"gates": (ServesGate(),)})
+    reference = ingest.freeze(store, config, str(write_folder(tmp_path / "reference", digits(4, classes=config.model.classes))))
+    release = release_of(store, adopt(store, config, weights, reference))
+    (verdict,) = json.loads(store.read(release.files["verdicts.json"]))
+    assert (verdict["gate"], verdict["passed"]) == ("serves", True)
 
 
 def test_a_pipeline_with_a_champion_adopts_nothing(tmp_path: Path) -> None:
