@@ -210,32 +210,35 @@ class PredictionLog:
         self._labels = {}
 
     def _start(self) -> None:
-        """The thread that writes; it begins with the first prediction of a process."""
-        if self._thread is None:
-            self._closing.clear()
-            self._thread = threading.Thread(target=self._keep_writing, name="everfresh-predictions", daemon=True)
-            self._thread.start()
+        """The thread that writes; it begins with the first prediction of a process, or after `close`. Under the lock."""
+        if self._thread is None or not self._thread.is_alive():
+            self._wake, self._closing = threading.Event(), threading.Event()  # its own: one that ends hears not of the next
+            signals = self._wake, self._closing
+            thread = threading.Thread(target=self._keep_writing, args=signals, name="everfresh-predictions", daemon=True)
+            thread.start()
+            self._thread = thread
             atexit.register(self.close)
 
-    def _keep_writing(self) -> None:
-        while not self._closing.is_set():
-            self._wake.wait(self._flush_every)
-            self._wake.clear()
+    def _keep_writing(self, wake: threading.Event, closing: threading.Event) -> None:
+        while not closing.is_set():
+            wake.wait(self._flush_every)
+            wake.clear()
             try:
                 self.flush()
             except Exception:  # a bug must not end the log without a word
                 log.exception("predictions could not be written")
 
     def close(self) -> None:
-        """Write the rest and end; what the store does not take now is lost, and said so."""
-        thread, self._thread = self._thread, None
-        if thread is None:
-            return
-        self._closing.set()
-        self._wake.set()
+        """Write the rest and end; what the store does not take now is lost, and said so. Who logs again begins again."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            if thread is None:
+                return
+            with suppress(Exception):
+                atexit.unregister(self.close)
+            self._closing.set()
+            self._wake.set()
         thread.join()
-        with suppress(Exception):
-            atexit.unregister(self.close)
         if not self.flush():
             lost = sum(item.predictions for item in self._sealed)
             log.error("%d predictions are lost: %s", lost, self.last_error)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -218,6 +219,35 @@ def test_memory_is_bounded_and_what_is_dropped_is_counted_while_the_store_is_dow
     assert (log.labels_written, log.waiting_bytes, log.last_error) == (1, 0, None)
     entry = ingest(s3_store.sub("p"), reading(s3_store.url("log")))
     assert len(taken(s3_store.sub("p"), entry)) == log.written
+
+
+class Gated(FolderStore):
+    """A store that takes an object once it is let."""
+
+    let = threading.Event()
+
+    def create(self, key: str, data: bytes) -> bool:
+        self.let.wait(30)
+        return super().create(key, data)
+
+
+def test_who_logs_while_it_is_closed_begins_again(tmp_path: Path) -> None:
+    log = PredictionLog(tmp_path, flush_every=60)
+    log._store = store = Gated(tmp_path)
+    log.log([b"x"], said(1))
+    closing = threading.Thread(target=log.close, daemon=True)
+    closing.start()
+    while log._thread is not None:
+        time.sleep(0.01)
+    log.log([b"y"], said(1))
+    store.let.set()
+    closing.join(5)
+    assert not closing.is_alive()
+    log.log([b"z"], said(1))
+    assert log._thread is not None
+    assert log._thread.is_alive()
+    log.close()
+    assert (log.written, log.waiting_bytes) == (3, 0)
 
 
 def test_a_process_that_is_killed_loses_its_buffer_at_most(tmp_path: Path) -> None:
