@@ -8,6 +8,7 @@ way, the last good model answers on, and says since when it may be out of date.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterable
@@ -44,7 +45,7 @@ def load_champion(
     min_interval: float = 1.0,
     cache_bytes: int = CACHE_BYTES,
 ) -> Champion:
-    """The model that an alias names, ready to predict.
+    """The model that an alias names, ready to predict in this process; where a server forks, each worker loads its own.
 
     Args:
         address: of the pipeline in its store, ``s3://bucket/prefix/pipeline`` or a folder.
@@ -79,6 +80,7 @@ class Champion:
         min_interval: float = 1.0,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
+        self._process = os.getpid()
         self._alias, self._moves, self._min_interval = alias, moves(store, alias), min_interval
         self._options: dict[str, Any] = {"code": code, "device": device, "cache_bytes": cache_bytes, "file": file}
         head = self._moves.last()
@@ -108,6 +110,14 @@ class Champion:
 
         return Model(self._moves.store, move, **self._options)
 
+    def _check_process(self) -> None:
+        """Threads that compute or look, and locks that they hold, are not copied by a fork: a child would wait for ever."""
+        if os.getpid() != self._process:
+            raise ReleaseError(
+                f"a champion must answer in the process that loaded it, {self._process}, got a fork of it, {os.getpid()}. "
+                "Call load_champion in each worker, after the fork."
+            )
+
     @property
     def release(self) -> str:
         """Id of the release that answers."""
@@ -127,20 +137,26 @@ class Champion:
 
         Raises:
             DataError: one of them is none that it can be asked about; says which.
+            ReleaseError: this process is a fork of the one that loaded the champion.
         """
+        self._check_process()
         model = self._model  # once: it may be another one before this call ends
         return model.predict(samples)
 
     def refresh(self) -> bool:
         """Look for a newer release and let it take over; one small request where there is none.
 
-        Never raises and never holds up a prediction: what goes wrong is told by ``last_error`` and ``stale_since``, and the
+        Never holds up a prediction, and raises nothing of what goes wrong: ``last_error`` and ``stale_since`` tell it, and the
         last good model answers on. Does nothing if the last look is younger than ``min_interval``, which failures double each
         time, or if another thread is looking.
 
         Returns:
             Whether another release answers from now on.
+
+        Raises:
+            ReleaseError: this process is a fork of the one that loaded the champion.
         """
+        self._check_process()
         if time.monotonic() < self._next_look or not self._looking.acquire(blocking=False):
             return False
         try:
@@ -178,11 +194,15 @@ class Champion:
             log.warning("%s answers on: the %s cannot be followed: %s", self._model.move.label, self._alias, error)
 
     def refresh_every(self, seconds: float) -> Self:
-        """Refresh in a thread of its own until ``close``; call it in each worker process, threads do not survive a fork.
+        """Refresh in a thread of its own until ``close``.
 
         Args:
             seconds: between two looks.
+
+        Raises:
+            ReleaseError: this process is a fork of the one that loaded the champion.
         """
+        self._check_process()
         self.close()
         self._closing.clear()
         self._thread = threading.Thread(target=self._keep_fresh, args=(seconds,), name="everfresh-refresh", daemon=True)

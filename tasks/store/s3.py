@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import re
 import time
@@ -401,3 +402,6 @@ def client(settings: S3Config) -> BaseClient:
             "Correct s3.endpoint, s3.region, or AWS_ENDPOINT_URL, AWS_REGION and AWS_PROFILE in the environment."
         ) from None
     return found
+
+
+os.register_at_fork(after_in_child=client.cache_clear)  # a child that used its parent's connections would read its answers

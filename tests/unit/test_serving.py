@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -388,6 +391,38 @@ def test_it_refreshes_itself_until_it_is_closed(folder_store: FolderStore) -> No
     publish(folder_store, 3)
     time.sleep(0.1)
     assert champion.version == 2
+
+
+def in_a_fork(work: Callable[[], object]) -> str:
+    """What some work says in a fork of this process."""
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        with suppress(BaseException):
+            try:
+                words = str(work())
+            except ReleaseError as error:
+                words = f"ReleaseError: {error}"
+            os.write(writing, words.encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as said:
+        words = said.read()
+    os.waitpid(child, 0)
+    return words
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_champion_answers_only_where_it_was_loaded(s3_store: S3Store) -> None:
+    publish(s3_store, 1)
+    champion = opened(s3_store)
+    uses: list[Callable[[], object]] = [
+        lambda: champion.predict([]), champion.refresh, lambda: champion.refresh_every(1),
+    ]  # fmt: skip
+    for use in uses:
+        assert re.match(r"ReleaseError: .* Call load_champion in each worker, after the fork", in_a_fork(use))
+    assert len(champion.predict([])) == 0
+    mine = id(s3_store._client)
+    assert in_a_fork(lambda: id(s3_store._client) != mine and s3_store.exists("releases/release-001/release.json")) == "True"
 
 
 def test_weights_are_kept_once_and_the_oldest_go(s3_store: S3Store) -> None:
