@@ -13,12 +13,13 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch.export.pt2_archive._package import PT2ArchiveReader, load_pt2
+from typing import TYPE_CHECKING, Any
 
 from everfresh.tasks.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export.pt2_archive._package import PT2ArchiveReader
 
 EMPTY = "data/sample_inputs/model.pt"
 """The one entry that torch unpickles whatever else is said; an empty one it passes over."""
@@ -57,6 +58,8 @@ def load(path: Path) -> torch.export.ExportedProgram:
     Raises:
         ModelError: it holds what torch would run, or is no such archive.
     """
+    from torch.export.pt2_archive._package import load_pt2  # takes seconds, which who reads no archive shall not wait
+
     if odd := _odd(path):
         raise ModelError(
             f"{path.name} must hold tensors and JSON alone, got {', '.join(odd[:3])}, which torch.export.load would unpickle "
@@ -67,6 +70,8 @@ def load(path: Path) -> torch.export.ExportedProgram:
 
 def _odd(path: Path) -> list[str]:
     """What of an archive is neither tensors nor the graph of a network, in a few words each."""
+    from torch.export.pt2_archive._package import PT2ArchiveReader
+
     try:
         reader = PT2ArchiveReader(str(path))
         names = reader.get_file_names()
