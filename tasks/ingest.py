@@ -86,7 +86,7 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
         left = {f.archive_key for f in set(waiting) - set(taken)}  # an archive of which nothing is left is not opened again
         seen.update((f"{f.archive_key}/", f.archive_version) for f in taken if f.archive_key and f.archive_key not in left)
         listing = source.listing if len(taken) == len(waiting) and not source.holds_back else ""
-        return _append(store, head, window, _cursor(store, config, window.view, seen, listing, folder))
+        return _append(store, head, window, _cursor(store, config, window.view, source.seen_after(seen), listing, folder))
 
 
 def _ingest_rows(store: Store, config: PipelineConfig, head: StreamEntry | None, cursor: Cursor) -> StreamEntry | None:
@@ -281,7 +281,7 @@ def _seen(store: Store, cursor: Cursor) -> set[tuple[str, str]]:
 
 
 def _cursor(store: Store, config: PipelineConfig, view: str, seen: set[tuple[str, str]], listing: str, folder: Path) -> Cursor:
-    last_key = max(key for key, _ in seen if not key.endswith("/"))
+    last_key = max((key for key, _ in seen if not key.endswith("/")), default="")
     if isinstance(config.source, ImageFolder) and config.source.ordered:
         return Cursor(last_key=last_key, listing=listing)
     import pyarrow as pa

@@ -2,7 +2,8 @@
 
 A shard is taken once each of its predictions has a label, or ``label_wait_hours`` after it was written, by the store's own
 clock, with the labels that have come by then. All its samples go in together, so that those which are labelled fast do not
-stand for the others; and none goes in twice, for labels that come later make no new sample.
+stand for the others; and none goes in twice, for labels that come later make no new sample. For the same reason shards are
+taken in the order of their time: one that is not due holds back those that came after it, until its own wait is over.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
@@ -50,21 +51,37 @@ class PredictionSource(Source):
                 found[PurePosixPath(item.key).parent.name].append((place, item))
         return found
 
+    @cached_property
+    def _now(self) -> datetime:
+        return self._stores[0].now()
+
+    def _waits(self, item: Listed) -> bool:
+        return bool(self._wait) and self._now - item.modified < self._wait
+
     def files(self, seen: set[tuple[str, str]]) -> Iterator[SourceFile]:
-        """Every sample of the shards that are due; the others are held back."""
-        now = None
-        for place, item in self.listed:
-            if not item.key.endswith(".tar") or (f"{item.key}/", item.version) in seen:
+        """Every sample of the shards that are due, up to the first that is not: it and those after it are held back.
+
+        One that no label names is not opened before its time.
+        """
+        taken = {key for key, _ in seen}
+        for place, item in sorted(self.listed, key=lambda listed: listed[1].key):
+            if not item.key.endswith(".tar") or f"{item.key}/" in taken:
                 continue
+            if self._waits(item) and not self._labels.get(PurePosixPath(item.key).stem):
+                self.holds_back = True
+                return
             members = list(self._members(place, item))
             said, whole = self._read(place, item, members)
-            if not whole and self._wait:
-                now = now or self._stores[place].now()
-                if now - item.modified < self._wait:
-                    self.holds_back = True
-                    continue
+            if not whole and self._waits(item):
+                self.holds_back = True
+                return
             self._said |= said
             yield from members
+
+    def seen_after(self, seen: set[tuple[str, str]]) -> set[tuple[str, str]]:
+        """The same without the samples of shards that were taken whole: a shard is written once, so its name is enough."""
+        taken = {key for key, _ in seen if key.endswith("/")}
+        return {(key, version) for key, version in seen if key in taken or f"{key.rpartition('/')[0]}/" not in taken}
 
     def _is_sample(self, name: str) -> bool:
         return name != TABLE
@@ -72,7 +89,9 @@ class PredictionSource(Source):
     def _read(self, place: int, item: Listed, members: list[SourceFile]) -> tuple[dict[str, Annotation], bool]:
         """What is known of each sample of a shard, and whether all have a label."""
         said: dict[str, Annotation] = {}
-        labels = newest_labels((i.key, self.local(p, i).read_bytes()) for p, i in self._labels[PurePosixPath(item.key).stem])
+        labels = newest_labels(
+            (i.key, self._stores[p].get(i.key)) for p, i in self._labels.get(PurePosixPath(item.key).stem, [])
+        )
         rows = {str(row.get("member")): row for row in rows_in(self._table(place, item), f"{item.key}/{TABLE}")}
         for member in members:
             row = rows.get(member.key.removeprefix(f"{item.key}/"))

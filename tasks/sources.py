@@ -159,6 +159,10 @@ class Source:
             archive.seek(file.member.offset_data)
             return archive.read(file.size)
 
+    def seen_after(self, seen: set[tuple[str, str]]) -> set[tuple[str, str]]:
+        """What of these keys and versions must be kept to know what was taken."""
+        return seen
+
     def annotations(self) -> dict[str, Annotation]:
         """Labels, times and slices from the sidecar, by key; empty without one.
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -49,7 +50,7 @@ from everfresh.tasks.predictions import (
     shard_of,
 )
 from everfresh.tasks.serving import PredictionLog
-from everfresh.tasks.store import FolderStore, S3Store, Store
+from everfresh.tasks.store import FolderStore, S3Store, Store, cache_folder
 from everfresh.tasks.views import View
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -324,12 +325,13 @@ def test_a_shard_waits_until_each_has_a_label(store: Store) -> None:
     write_labels(store, [(ids[0], "cat")])
     assert ingest(store.sub("p"), config) is None
     write_labels(store, [(others[0], "dog")])
-    assert len(taken(store.sub("p"), ingest(store.sub("p"), config))) == 1
-    assert ingest(store.sub("p"), config) is None
+    assert ingest(store.sub("p"), config) is None  # what is labelled fast does not become the window
     write_labels(store, [(ids[1], "dog"), (ids[0], "dog")], second=1)
+    write_shard(store, SHARDS[2], 1)
     entry = ingest(store.sub("p"), config)
     assert entry is not None
-    assert [s.label for s in View(store.sub("p"), entry.view).samples] == ["dog", "dog"]
+    assert [s.label for s in View(store.sub("p"), entry.view).samples] == ["dog", "dog", "dog"]
+    assert ingest(store.sub("p"), config) is None
     write_labels(store, [(ids[1], "cat")], second=2)
     assert ingest(store.sub("p"), config) is None
 
@@ -345,6 +347,23 @@ def test_a_shard_is_taken_without_labels_once_the_wait_is_over(tmp_path: Path) -
     assert len(taken(store.sub("p"), entry)) == 2
     os.utime(tmp_path / "log" / shard_key(SHARDS[1]), (hour_ago, hour_ago + 1))
     assert len(taken(store.sub("p"), ingest(store.sub("p"), config))) == 2  # nothing has come, but time has passed
+
+
+def test_a_log_that_grows_costs_what_is_new_of_it(s3_store: S3Store) -> None:
+    """Of a shard that was taken the cursor keeps the name alone; one that is not due is not fetched, nor are labels kept."""
+    config, pipe = reading(s3_store.url("log"), label_wait_hours=1), s3_store.sub("p")
+    for shard in SHARDS[:2]:
+        write_labels(s3_store, [(identity, "cat") for identity in write_shard(s3_store, shard, 3)])
+    write_shard(s3_store, SHARDS[2], 1)
+    cached = cache_folder() / "sources"
+    before = set(cached.iterdir()) if cached.exists() else set()
+    for most, kept in ((4, 1 + 1), (9, 2)):
+        entry = ingest(pipe, config.model_copy(update={"window": config.window.model_copy(update={"max_samples": most})}))
+        assert entry is not None
+        assert entry.cursor_after.index is not None
+        assert pq.read_table(pipe.local(entry.cursor_after.index)).num_rows == kept
+    assert len(set(cached.iterdir()) - before) <= 2
+    assert ingest(pipe, config) is None
 
 
 def test_a_label_that_is_none_sets_its_sample_aside(folder_store: FolderStore) -> None:
