@@ -281,7 +281,7 @@ def _move_champion(store: Store, kind: ByHand, change: Change, reason: str, by: 
             raise ReleaseError(f"{kind}: there must be a champion, got none. Run a first window or `everfresh adopt`.")
         seen = seen or head
         update = {"seq": head.seq + 1, "id": uuid.uuid4().hex, "kind": kind, "by": by or user(), "reason": reason}
-        move = head.model_copy(update=update | {"at": store.now()} | change(seen, head, list(log)))
+        move = head.model_copy(update=update | {"at": store.now(), "evaluation": ""} | change(seen, head, list(log)))
         if log.append(move.seq, move):
             return move
     raise _restless(kind, CHAMPION)

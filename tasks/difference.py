@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from everfresh.tasks.catalogue import REMOVED, Named
-from everfresh.tasks.ledger import find
+from everfresh.tasks.ledger import champion_moves, find
 from everfresh.tasks.pull import recorded
 from everfresh.tasks.records import Comparison, Evaluation, Release, RemovedRelease, Window
 from everfresh.tasks.store import Store
@@ -169,9 +169,18 @@ def _classes(store: Store, views: list[str]) -> Counter[str]:
 def _gain(store: Store, one: Release, other: Release) -> dict[str, list[float]] | None:
     """Accuracy gained on the same samples, with its 95 % interval, if one was proven against the other."""
     for challenger, champion, sign in ((other, one, 1), (one, other, -1)):
-        proof = find(store, f"evaluations/{challenger.evaluation}/record.json", Evaluation) if challenger.evaluation else None
-        if proof is not None and proof.champion == champion.id:
-            met: dict[str, Comparison | None] = {"window": proof.window, "bank": proof.bank}
-            gains = {where: comparison.gain for where, comparison in met.items() if comparison is not None}
-            return {where: sorted((sign * g.low, sign * g.value, sign * g.high)) for where, g in gains.items() if g is not None}
+        for proof in _proofs(store, challenger):
+            if proof.champion == champion.id:
+                met: dict[str, Comparison | None] = {"window": proof.window, "bank": proof.bank}
+                gains = {where: found.gain for where, found in met.items() if found is not None and found.gain is not None}
+                return {where: sorted((sign * g.low, sign * g.value, sign * g.high)) for where, g in gains.items()}
     return None
+
+
+def _proofs(store: Store, release: Release) -> Iterator[Evaluation]:
+    """Of a release: what it went live by, then what its own record tells, which is older where the champion moved meanwhile."""
+    moved = (move.evaluation for move in champion_moves(store) if move.release == release.id)
+    for key in dict.fromkeys((*moved, release.evaluation)):
+        proof = find(store, f"evaluations/{key}/record.json", Evaluation) if key else None
+        if proof is not None:
+            yield proof

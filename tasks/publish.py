@@ -90,6 +90,7 @@ def publish(
         version=1 + max((m.version for m in moves), default=0),
         barred=head.barred if head else (),
         retired=head.retired if head else (),
+        evaluation=evaluation.key,
         by=alias.user(),
         reason=f"window {tick.seq}, {candidate.rung}" + (f": {tick.reason}" if tick.reason else ""),
         at=store.now(),
@@ -183,6 +184,10 @@ def _write_release(
         return known
     view = View(store, tick.view)
     files, _ = _model_files(store, config, candidate.key, candidate.spec, candidate.weights, view, replay=bool(tick.replay))
+    if champion_moves(store).last_seq() != evaluation.champion_move:  # nothing is told of a proof that no longer counts
+        if (known := find(store, f"releases/{candidate.key}/release.json", Release)) is not None:
+            return known  # another run has published this very challenger
+        raise _moved(evaluation)
     tables = {("this model", "this window's hold-out"): evaluation.window.challenger}
     if evaluation.window.champion:
         tables["the champion before", "this window's hold-out"] = evaluation.window.champion

@@ -152,6 +152,8 @@ class AliasMove(Record):
     """Releases that were rolled back and may not return by themselves."""
     retired: tuple[str, ...] = ()
     """Releases that no alias may name."""
+    evaluation: str = ""
+    """Key of the proof that a published challenger went live by; empty in other moves, and in those of before it was told."""
     by: str
     reason: str
     at: AwareDatetime

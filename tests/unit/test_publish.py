@@ -20,6 +20,7 @@ from everfresh.tasks import decide, drift, evaluate, fine_tune, ingest, journal
 from everfresh.tasks.alias import pin, rollback, unpin
 from everfresh.tasks.architectures import build
 from everfresh.tasks.config import PipelineConfig, ServesGate
+from everfresh.tasks.difference import _proofs
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import ChampionMoved, DataError, DigestMismatch, ReleaseError, StoreError
 from everfresh.tasks.images import normalise, to_tensor
@@ -173,6 +174,35 @@ def test_a_release_record_is_written_last_and_then_the_move(here: Proven, folder
     record = written.index(f"releases/{here.challenger.key}/release.json")
     assert not [k for k in written[record + 1 :] if k.startswith(("releases/", "references/"))]
     assert written[-2:] == ["aliases/champion/00000002.json", "aliases/champion.json"]
+
+
+def test_a_champion_that_moves_while_the_model_is_written_leaves_no_proof_behind(
+    here: Proven, folder_store: FolderStore
+) -> None:
+    """The challenger is proven again, against the new one: its release tells that proof."""
+    faulty = Faulty(folder_store.root, 1, lambda: pin(folder_store))
+    with pytest.raises(ChampionMoved, match=r"must still be that of move 1, got a later move"):
+        here.publish(faulty)
+    keys = {item.key.rsplit("/", 1)[1] for item in folder_store.list(f"releases/{here.challenger.key}")}
+    assert keys == {"model.safetensors", "config.json", "holdout.jsonl"}
+    unpin(folder_store)
+    later = evaluate.evaluate(folder_store, here.config, here.tick, here.challenger, against=3)
+    move = here.publish(proof=later)
+    assert release_of(folder_store, move).evaluation == move.evaluation == later.key != here.proof.key
+    assert pin(folder_store).evaluation == ""
+
+
+def test_a_move_says_which_proof_it_was_made_by(here: Proven, folder_store: FolderStore) -> None:
+    """The champion moves once the release stands: its files keep the first proof, the move has the one that counts."""
+    faulty = Faulty(folder_store.root, WRITES - 1, lambda: pin(folder_store))
+    with pytest.raises(ChampionMoved):
+        here.publish(faulty)
+    unpin(folder_store)
+    later = evaluate.evaluate(folder_store, here.config, here.tick, here.challenger, against=3)
+    move = here.publish(proof=later)
+    release = release_of(folder_store, move)
+    assert (release.evaluation, move.evaluation) == (here.proof.key, later.key)
+    assert [proof.key for proof in _proofs(folder_store, release)] == [later.key, here.proof.key]
 
 
 class Crash(Exception):
