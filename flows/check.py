@@ -143,7 +143,7 @@ def _files(config: PipelineConfig, source: Source, files: list[SourceFile]) -> s
     unusable, refused = [], []
     for file in looked_at:
         try:
-            examined(source.read(file), file.key, config)
+            examined(source.read(file), config)
         except ObjectMissing:
             unusable.append(f"{file.key} vanished between listing and reading")
         except DataError as error:

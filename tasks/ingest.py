@@ -79,9 +79,13 @@ def ingest(store: Store, config: PipelineConfig) -> StreamEntry | None:
                 "none of %d new files has a row in %s: %r has none; the first row is for %r. Keys are relative to the source",
                 len(taken), config.source.labels.path, taken[0].key, next(iter(annotations), "")[:200],
             )  # fmt: skip
-        if alike := writer.part_crowds(partial(_split, config=config)):
+        rows = bool(config.model.features)
+        alike = writer.part_crowds(partial(_split, config=config), same=rows)
+        if alike and rows:
+            log.warning("%d rows equal many others: they are taken for samples of their own, and share no split", alike)
+        elif alike:
             log.warning("%d pictures look alike, as a fixed camera's do: only identical ones share a split", alike)
-        window = writer.commit(store, Targets.wanted(config.model), noisy=bool(config.model.features))
+        window = writer.commit(store, Targets.wanted(config.model), noisy=rows)
         seen.update((f.key, f.version) for f in taken)
         left = {f.archive_key for f in set(waiting) - set(taken)}  # an archive of which nothing is left is not opened again
         seen.update((f"{f.archive_key}/", f.archive_version) for f in taken if f.archive_key and f.archive_key not in left)
@@ -203,7 +207,7 @@ def _take(
         log.warning("%s waits until it can be read: %s", file.key, error)
         return False
     try:
-        kept, measured = examined(data, file.key, config)
+        kept, measured = examined(data, config)
         annotation = annotation_of(file, annotations, config)
     except DataError as error:
         writer.reject(file.key, str(error), data)
@@ -220,7 +224,7 @@ def _take(
     return True
 
 
-def examined(data: bytes, key: str, config: PipelineConfig) -> tuple[bytes, dict[str, Any]]:
+def examined(data: bytes, config: PipelineConfig) -> tuple[bytes, dict[str, Any]]:
     """A sample's bytes as they are kept, and what is measured of it: a picture, or a row that a service was asked about.
 
     Raises:
@@ -229,7 +233,7 @@ def examined(data: bytes, key: str, config: PipelineConfig) -> tuple[bytes, dict
     if not config.model.features:
         return data, asdict(examine(data))
     kept = as_kept(data, config.model.features)
-    return kept, {"digest": hashlib.sha256(kept).hexdigest(), "group": digest_of("row", key)}
+    return kept, {"digest": hashlib.sha256(kept).hexdigest(), "group": digest_of("row", kept.decode())}
 
 
 def annotation_of(file: SourceFile, annotations: Mapping[str, Annotation], config: PipelineConfig) -> Annotation:

@@ -113,15 +113,24 @@ class ViewWriter:
                 self._file = None
                 file.write(b"\0" * tarfile.BLOCKSIZE * 2)
 
-    def part_crowds(self, split: Callable[[str], Split]) -> int:
+    def part_crowds(self, split: Callable[[str], Split], *, same: bool = False) -> int:
         """Make each sample of an overlarge group a group of its own, by its bytes; returns how many that concerns.
 
         A fixed camera makes pictures that the difference hash cannot tell apart. As one group they would all land in
         one split, and nothing could be trained, or nothing proven.
+
+        Args:
+            split: that a group is of.
+            same: samples of a group have the same bytes, as rows of few categories do, and are told apart by their keys.
         """
         sizes = Counter(s.group for s in self.samples)
         crowds = {group for group, n in sizes.items() if n > max(CROWD, CROWD_SHARE * len(self.samples))}
-        self.samples = [replace(s, group=s.digest, split=split(s.digest)) if s.group in crowds else s for s in self.samples]
+
+        def alone(sample: Sample) -> Sample:
+            group = digest_of("row", sample.key) if same else sample.digest
+            return replace(sample, group=group, split=split(group))
+
+        self.samples = [alone(s) if s.group in crowds else s for s in self.samples]
         return sum(sizes[group] for group in crowds)
 
     def _set_contradictions_aside(self) -> None:

@@ -12,7 +12,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -393,6 +393,20 @@ def test_rows_that_a_service_was_asked_about_are_kept_as_rows_of_a_table(tmp_pat
     assert list(view.read(view.rows()))[:3] == list(by_table.read(by_table.rows()))
     assert [s.label for s in view.samples] == ["no", None, None, None]
     assert ["no value, not even null, in heat" in r for r in quarantined(store.sub("b"), entry).values()] == [True]
+
+
+def test_a_row_that_is_asked_twice_is_in_one_split_unless_half_the_world_asks_it(tmp_path: Path) -> None:
+    rows: list[Any] = [{"heat": n, "load": 1, "site": None} for n in range(40)] * 2
+    with PredictionLog(tmp_path / "log") as log:
+        log.log(rows + [{"heat": -1, "load": 1, "site": None}] * 80, said(160, "yes"))
+    config = tables.pipeline(tmp_path).model_copy(update={"source": reading(str(tmp_path / "log")).source})
+    view = View(store := FolderStore(tmp_path / "store"), taken_view(store, config))
+    splits = defaultdict[str, set[str]](set)
+    for sample in view.samples:
+        splits[sample.digest].add(sample.split)
+    assert sorted(map(len, splits.values()))[:40] == [1] * 40
+    assert {len(found) for found in splits.values()} == {1, 3}
+    assert {split for found in splits.values() if len(found) == 1 for split in found} >= {"train", "holdout"}
 
 
 anything = st.recursive(
