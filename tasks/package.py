@@ -1,17 +1,20 @@
 """The files of a release that hold the model, and whether they do what it did: the gate ``serves``.
 
-They are written under ``releases/<id>/`` while nothing there is visible yet, for readers look for ``release.json``. Then one
+They are written under ``packages/``; what has passed is copied to ``releases/<id>/`` when it is published. One
 fresh process takes them from the store, verifies them, loads each format and predicts hold-out samples again. Files and
 verdicts make one record, so a rerun after a crash writes and tries what is missing, and what failed stays failed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +24,9 @@ from everfresh.tasks import errors, exports, models
 from everfresh.tasks.config import Export, PipelineConfig, ServesGate
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import ExportError, ReleaseError
-from everfresh.tasks.ledger import find, settle
+from everfresh.tasks.ledger import attempt_folder, find
 from everfresh.tasks.records import ModelSpec, Package, Part, Verdict, digest_of
+from everfresh.tasks.signing import SIGNING_KEY, key_of, public_half, sign, verify
 from everfresh.tasks.store import Store, scratch
 from everfresh.tasks.targets import Targets
 from everfresh.tasks.views import View
@@ -58,46 +62,70 @@ def package(store: Store, config: PipelineConfig, release: str, spec: ModelSpec,
     """
     gates, formats = gates_of(config), config.release.formats
     key = digest_of("package", 1, release, formats, gates, view.window.view)
-    if (known := find(store, f"packages/{key}/record.json", Package)) is not None:
+    if (known := _known(store, key, release, weights)) is not None:
         return known
-    try:
-        files = write(store, config, release, spec, weights, view, formats)
-    except ExportError as error:
-        verdict = Verdict(gate="serves", passed=False, numbers={}, words=f"serves: {error}")
-        return settle(store, f"packages/{key}/record.json", Package(release=release, files={}, verdicts=(verdict,)))
+    with scratch() as folder:
+        try:
+            write(store, config, spec, weights, view, formats, folder)
+        except ExportError as error:
+            verdict = Verdict(gate="serves", passed=False, numbers={}, words=f"serves: {error}")
+            return _settle(store, key, Package(release=release, files={}, verdicts=(verdict,)))
+        place = attempt_folder(f"packages/{key}")
+        files = {path.name: store.keep_file(f"{place}/{path.name}", path) for path in sorted(folder.iterdir())}
     tried = _try_in_fresh_process(store, config, spec, files, view)
     verdicts = tuple(judge(gate, tried) for gate in gates)
-    return settle(store, f"packages/{key}/record.json", Package(release=release, files=files, verdicts=verdicts))
+    return _settle(store, key, Package(release=release, files=files, verdicts=verdicts))
+
+
+def _known(store: Store, key: str, release: str, weights: Part) -> Package | None:
+    """The package of an earlier run, if it is of these weights and, where releases are signed here, was signed as well.
+
+    Who signs a release vouches for its files, and must not take the word of whoever can write to the store.
+    """
+    known = find(store, f"packages/{key}/record.json", Package)
+    if known is None or known.release != release:
+        return None
+    if known.files and known.files.get(WEIGHTS, weights).sha256 != weights.sha256:
+        return None
+    if (private := key_of(SIGNING_KEY)) is None:
+        return known
+    with scratch() as folder:
+        (folder / "public.pem").write_bytes(public_half(private))
+        try:
+            verify(key, _digests(key, known), known.signature.encode(), folder / "public.pem")
+        except ReleaseError:
+            return None
+    return known
+
+
+def _settle(store: Store, key: str, made: Package) -> Package:
+    """Record a package, in place of one that is not to be believed."""
+    if (private := key_of(SIGNING_KEY)) is not None:
+        made = made.model_copy(update={"signature": sign(key, _digests(key, made), private).decode()})
+    place = f"packages/{key}/record.json"
+    if not store.create(place, made.to_bytes()):
+        store.put(place, made.to_bytes())
+    return made
+
+
+def _digests(key: str, made: Package) -> dict[str, str]:
+    return {key: hashlib.sha256(made.model_copy(update={"signature": ""}).to_bytes()).hexdigest()}
 
 
 def write(
-    store: Store, config: PipelineConfig, release: str, spec: ModelSpec, weights: Part, view: View, formats: Sequence[Export]
-) -> dict[str, Part]:
-    """Write the files of a release to be that hold the model: weights, exports, configuration, hold-out.
+    store: Store, config: PipelineConfig, spec: ModelSpec, weights: Part, view: View, formats: Sequence[Export], folder: Path
+) -> None:
+    """Write the files of a release that hold the model into a folder: weights, exports, configuration, hold-out.
 
     Raises:
         ExportError: the network cannot be written in one of the formats.
     """
-    folder = f"releases/{release}"
-    files = {WEIGHTS: store.keep_file(f"{folder}/{WEIGHTS}", store.local(weights))}
-    embedder = Embedder.open(store, spec, files[WEIGHTS], code=config.model.architecture)
-    with scratch() as temporary:
-        for path in exports.export(embedder.module, spec, formats, temporary):
-            files[path.name] = store.keep_file(f"{folder}/{path.name}", path)
+    embedder = Embedder.open(store, spec, weights, code=config.model.architecture)
+    exports.export(embedder.module, spec, formats, folder)
+    shutil.copyfile(store.local(weights), folder / WEIGHTS)
     rows = view.rows("holdout", Targets.of(spec))
-    texts = {
-        "config.json": as_json(consumer_config(config, spec, formats)),
-        "holdout.jsonl": _holdout(view, spec, rows, embedder.scores(view, rows)[1].numpy()),
-    }
-    return files | {name: keep_first(store, f"{folder}/{name}", text.encode()) for name, text in texts.items()}
-
-
-def keep_first(store: Store, key: str, data: bytes) -> Part:
-    """The part under `key`: these bytes, or those of a run that was first and whose record may name them already.
-
-    Written again also where they stand: what a run that died has left must not look like debris any longer.
-    """
-    return store.keep(key, data if store.create(key, data) else store.get(key))
+    (folder / "config.json").write_text(as_json(consumer_config(config, spec, formats)))
+    (folder / "holdout.jsonl").write_text(_holdout(view, spec, rows, embedder.scores(view, rows)[1].numpy()))
 
 
 def as_json(value: Any) -> str:

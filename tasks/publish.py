@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from everfresh.tasks import alias, models
@@ -18,7 +19,7 @@ from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import ChampionMoved, DataError, ReleaseError
 from everfresh.tasks.ledger import champion_moves, find, settle
 from everfresh.tasks.metrics import score
-from everfresh.tasks.package import as_json, gates_of, keep_first, package, write
+from everfresh.tasks.package import as_json, gates_of, package, write
 from everfresh.tasks.records import (
     AliasMove,
     Banked,
@@ -37,8 +38,12 @@ from everfresh.tasks.records import (
 )
 from everfresh.tasks.releases import find_release, sign_release
 from everfresh.tasks.store import Store, file_digest, scratch
+from everfresh.tasks.store.base import check_digest
 from everfresh.tasks.targets import Targets
 from everfresh.tasks.views import View
+
+SAME = ("spec", "files", "holdout_view", "bank", "reference", "parent", "rung", "seq")
+"""Fields that tell whether the record of a release that stands is the one that would be written."""
 
 
 def publish(
@@ -180,8 +185,6 @@ def _moved(evaluation: Evaluation) -> ChampionMoved:
 def _write_release(
     store: Store, config: PipelineConfig, tick: Tick, candidate: Candidate, evaluation: Evaluation, bank: tuple[Banked, ...]
 ) -> Release:
-    if (known := find(store, f"releases/{candidate.key}/release.json", Release)) is not None:
-        return known
     view = View(store, tick.view)
     files, _ = _model_files(store, config, candidate.key, candidate.spec, candidate.weights, view, replay=bool(tick.replay))
     if champion_moves(store).last_seq() != evaluation.champion_move:  # nothing is told of a proof that no longer counts
@@ -255,12 +258,43 @@ def _model_files(
     Raises:
         ReleaseError: one of the gates said no.
     """
-    if replay or not gates_of(config):
-        return write(store, config, key, spec, weights, view, () if replay else config.release.formats), ()
-    made = package(store, config, key, spec, weights, view)
-    if failed := [verdict.words for verdict in made.verdicts if not verdict.passed]:
-        raise ReleaseError(f"{failed[0]} Nothing went live.")
-    return made.files, made.verdicts
+    with scratch() as folder:
+        if replay or not gates_of(config):
+            write(store, config, spec, weights, view, () if replay else config.release.formats, folder)
+            return _placed(store, key, folder), ()
+        made = package(store, config, key, spec, weights, view)
+        if failed := [verdict.words for verdict in made.verdicts if not verdict.passed]:
+            raise ReleaseError(f"{failed[0]} Nothing went live.")
+        for name, part in made.files.items():
+            store.fetch(part.key, folder / name)
+            check_digest(folder / name, part, store.url(part.key))
+        return _placed(store, key, folder), made.verdicts
+
+
+def _placed(store: Store, key: str, folder: Path) -> dict[str, Part]:
+    """The files of a folder as those of a release, but what its record names already stays as it is."""
+    names = {path.name: path for path in sorted(folder.iterdir())}
+    if (known := find(store, f"releases/{key}/release.json", Release)) is None:
+        return {name: store.keep_file(f"releases/{key}/{name}", path) for name, path in names.items()}
+    for name, path in names.items():
+        if name not in known.files or known.files[name].sha256 != file_digest(path):
+            raise _other(store, key, name)
+    return {name: known.files[name] for name in names}
+
+
+def _other(store: Store, key: str, what: str) -> ReleaseError:
+    return ReleaseError(
+        f"publish: {store.url(f'releases/{key}/release.json')} must be the record of this very model, got one with another "
+        f"{what}. It was not signed and nothing went live. Find out who wrote it; if no alias names it, delete that folder."
+    )
+
+
+def _keep_first(store: Store, key: str, data: bytes) -> Part:
+    """The part under `key`: these bytes, or those of a run that was first and whose record may name them already.
+
+    Written again also where they stand: what a run that died has left must not look like debris any longer.
+    """
+    return store.keep(key, data if store.create(key, data) else store.get(key))
 
 
 def _recipe_words(candidate: Candidate) -> str:
@@ -294,7 +328,11 @@ def _settle_release(
     origin: str,
     fields: Mapping[str, Any],
 ) -> Release:
-    """Write what is told of a release beside the files that hold the model, then the record that makes it exist."""
+    """Write what is told of a release beside the files that hold the model, then the record that makes it exist.
+
+    Raises:
+        ReleaseError: a record stands that is not of this model.
+    """
     reference = _reference(store, key, bank)
     own = next(iter(scores.values()))
     parts = dict(files)
@@ -316,8 +354,13 @@ def _settle_release(
         "card.md": card(config, draft, scores, verdicts, origin, view, store.read(files["holdout.jsonl"]).decode()),
     }
     for name, text in texts.items():
-        parts[name] = keep_first(store, f"releases/{key}/{name}", text.encode())
-    return settle(store, f"releases/{key}/release.json", draft.model_copy(update={"files": parts}))
+        parts[name] = _keep_first(store, f"releases/{key}/{name}", text.encode())
+    release = draft.model_copy(update={"files": parts})
+    settled = settle(store, f"releases/{key}/release.json", release)
+    for field in SAME:
+        if getattr(settled, field) != getattr(release, field):
+            raise _other(store, key, field)
+    return settled
 
 
 def _sign(store: Store, release: Release) -> None:
@@ -328,7 +371,7 @@ def _sign(store: Store, release: Release) -> None:
     Raises:
         ReleaseError: a signature is asked for at each load, and there is no key to make one.
     """
-    sign_release(store, release.id)
+    sign_release(store, release.id, checked=release)
     find_release(store, release.id)
 
 

@@ -678,6 +678,8 @@ class Package(Record):
     files: dict[str, Part]
     verdicts: tuple[Verdict, ...]
     """Of the gates `serves`."""
+    signature: str = ""
+    """Over all the rest, by whoever signs releases; empty where nobody does."""
 
 
 class Release(Record):

@@ -74,19 +74,31 @@ def signature_of(store: Store, release: str) -> bytes | None:
         return None
 
 
-def sign_release(store: Store, release: str) -> bool:
+def sign_release(store: Store, release: str, *, checked: Release | None = None) -> bool:
     """Sign a release that stands, with the key that ``EVERFRESH_SIGNING_KEY`` names; False if it names none.
 
     A signature by that key that holds stays as it is, so two runs that publish the same release agree.
 
+    Args:
+        store: where it stands.
+        release: its id.
+        checked: what its record must say, where somebody has made or checked it.
+
     Raises:
         ConfigError: the key cannot be used.
+        ReleaseError: the record says other things than `checked`.
     """
     if (key := key_of(SIGNING_KEY)) is None:
         return False
     place = f"{folder_of(release)}/{SIGNATURE}"
     data = store.get(f"{folder_of(release)}/{RECORD}")
-    digests = _digests(_checked(store, release, data), data)
+    found = _checked(store, release, data)
+    if checked is not None and found != checked:
+        raise ReleaseError(
+            f"{store.url(f'{folder_of(release)}/{RECORD}')} must be the record that was checked, got another. "
+            "Nothing was signed. Find out who wrote over it, and restore it from a copy."
+        )
+    digests = _digests(found, data)
     signature = sign(release, digests, key)
     if store.create(place, signature):
         return True

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import consumer
 from support.fate import Died, Fated
+from support.keys import pair
 from support.loop import Outcome, arrive, pipeline, release_of, run_window
 from support.tables import pipeline as tables
 from support.tables import table, write
@@ -25,8 +26,9 @@ from everfresh.tasks.config import PipelineConfig, ServesGate
 from everfresh.tasks.errors import DigestMismatch, ReleaseError
 from everfresh.tasks.ledger import champion_moves
 from everfresh.tasks.package import gates_of, judge, package
-from everfresh.tasks.records import Verdict
+from everfresh.tasks.records import Package, Verdict
 from everfresh.tasks.serves import furthest
+from everfresh.tasks.signing import SIGNING_KEY
 from everfresh.tasks.store import FolderStore, Store
 from everfresh.tasks.sweep import debris
 from everfresh.tasks.views import View
@@ -86,8 +88,39 @@ def again(served: Served, config: PipelineConfig | None = None) -> Any:
 def test_what_was_tried_is_not_tried_again(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages.sys, "executable", "/nowhere")
     made = again(served)
-    assert made.files.items() <= served.release.files.items()
+    assert {name: part.sha256 for name, part in made.files.items()}.items() <= {
+        name: part.sha256 for name, part in served.release.files.items()
+    }.items()
     assert made.verdicts == (verdict_of(served.outcome),)
+
+
+def test_what_somebody_planted_is_not_taken_for_tried(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of other weights never; where releases are signed, only what was signed as well."""
+    shutil.copytree(served.store.root, tmp_path / "store")
+    store = FolderStore(tmp_path / "store")
+    candidate = served.outcome.tried[-1]
+    (place,) = [item.key for item in store.list("packages") if item.key.endswith("record.json")]
+    true = Package.from_bytes(store.get(place), place)
+    monkeypatch.setattr(
+        packages,
+        "_try_in_fresh_process",
+        lambda *_: {"samples": 1, "of": "it", "formats": {"onnx": {"off": 0.0, "flipped": 0}}},
+    )
+
+    def made() -> Package:
+        return package(store, served.config, candidate.key, candidate.spec, candidate.weights, served.view)
+
+    def plant(name: str) -> None:
+        part = store.keep("packages/planted", b"evil")
+        store.put(place, true.model_copy(update={"files": true.files | {name: part}}).to_bytes())
+
+    plant("model.safetensors")
+    assert made().files["model.safetensors"].sha256 == candidate.weights.sha256
+    monkeypatch.setenv(SIGNING_KEY, str(pair(tmp_path)[0]))
+    plant("model.pt2")
+    again = made()
+    assert again.files["model.pt2"].sha256 == true.files["model.pt2"].sha256
+    assert made() == again
 
 
 def test_a_process_without_an_answer_says_nothing_of_the_files(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,8 +134,8 @@ def tried(served: Served, files: dict[str, Any]) -> dict[str, Any]:
     return packages._try_in_fresh_process(served.store, served.config, served.release.spec, files, served.view)
 
 
-WRITES = 8
-"""Of a package: three files, two more that are created if absent and written, and its record."""
+WRITES = 6
+"""Of a package: five files and its record."""
 
 
 @pytest.mark.slow
@@ -118,7 +151,7 @@ def test_a_death_at_any_write_is_made_good_by_the_rerun(served: Served, tmp_path
         package(Fated(store.root, at=at, when="before"), *wanted)
     assert not list(store.list("packages"))
     made = package(store, *wanted)
-    assert made.files == {name: part for name, part in served.release.files.items() if name in made.files}
+    assert {n: p.sha256 for n, p in made.files.items()} == {n: served.release.files[n].sha256 for n in made.files}
     assert made.verdicts[0].passed
     assert debris(store, timedelta(0)) == []
 

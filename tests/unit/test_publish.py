@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support import consumer
+from support.keys import pair
 from support.loop import Outcome, arrive, open_tick, pipeline, release_of, run_window, second_window
 from support.pictures import digits, write_folder
 
@@ -27,6 +28,7 @@ from everfresh.tasks.images import normalise, to_tensor
 from everfresh.tasks.ledger import Log, champion_moves, find, settle
 from everfresh.tasks.publish import adopt, publish
 from everfresh.tasks.records import AliasMove, Candidate, Evaluation, ModelSpec, Part, Reference, Release, Tick
+from everfresh.tasks.signing import SIGNATURE, SIGNING_KEY
 from everfresh.tasks.store import FolderStore, Store
 from everfresh.tasks.views import View
 
@@ -110,7 +112,7 @@ class Faulty(FolderStore):
         return super().put_file(key, path)
 
 
-WRITES = 19
+WRITES = 17
 """Store writes of one publication; `test_a_release_record_is_written_last` holds it."""
 
 
@@ -233,6 +235,29 @@ def test_another_run_that_publishes_in_between_damages_nothing(here: Proven, fol
     moves.append(here.publish(slow))
     assert [champion(folder_store)] * 2 == moves
     assert moves[0].seq == 2
+
+
+def test_a_record_that_somebody_planted_never_goes_live(
+    here: Proven, folder_store: FolderStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever can write to the store puts a release in place of the challenger, before it is published and signed."""
+    private, _ = pair(tmp_path)
+    monkeypatch.setenv(SIGNING_KEY, str(private))
+    place = f"releases/{here.challenger.key}"
+    before = release_of(folder_store, champion(folder_store))
+    files = {n: folder_store.keep(f"{place}/{n}", folder_store.read(part)) for n, part in before.files.items()}
+    planted = before.model_copy(update={"id": here.challenger.key, "files": files})
+    folder_store.put(f"{place}/release.json", planted.to_bytes())
+    with pytest.raises(ReleaseError, match=r"must be the record of this very model, got one with another"):
+        here.publish()
+    assert champion(folder_store).seq == 1
+    assert not folder_store.exists(f"{place}/{SIGNATURE}")
+
+
+def test_a_planted_file_is_written_over(here: Proven, folder_store: FolderStore) -> None:
+    folder_store.put(f"releases/{here.challenger.key}/config.json", b"{}")
+    release = release_of(folder_store, here.publish())
+    assert json.loads(folder_store.read(release.files["config.json"]))["classes"] == list(release.spec.classes)
 
 
 # --- the consumer --------------------------------------------------------------------------------------------
