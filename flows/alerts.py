@@ -14,7 +14,7 @@ from everfresh.tasks.steps import open_pipeline
 
 
 def announce(config: PipelineConfig, tick: Tick | None, what: DriftReport | JournalEntry | AliasMove | None) -> None:
-    """Emit the events of a measurement, a tick's end or a rollback, as far as ``alerts.events`` names them.
+    """Emit the events of a measurement, a tick's end, or the champion's move by hand, as far as ``alerts.events`` names them.
 
     `monitor` and `retrain` see the same drift, and a rerun after a crash sees it again: what was told stands under
     ``alerts/`` and is not told twice. The event's id is made from the happening, so that Prefect too knows it again.
@@ -59,7 +59,8 @@ def _events(what: DriftReport | JournalEntry | AliasMove) -> list[tuple[str, dic
                 "release.published": what.version is not None,
             }
             return [(name, facts) for name, yes in happened.items() if yes]
-        case AliasMove(kind="rollback"):
-            return [("champion.rolled-back", what.model_dump(mode="json", include={"version", "by", "reason"}))]
+        case AliasMove(kind="rollback" | "promote"):
+            name = "champion.rolled-back" if what.kind == "rollback" else "champion.promoted"
+            return [(name, what.model_dump(mode="json", include={"version", "by", "reason"}))]
         case _:
             return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import uuid
 from collections.abc import Sequence
 
@@ -17,6 +18,10 @@ from everfresh.tasks.records import Candidate, ColumnDrift, DriftReport, Evaluat
 from everfresh.tasks.steps import open_pipeline
 
 SHOWN_COLUMNS = 10
+SPEAKING = re.compile(r"[\\`*_\[\]<>!#~&@]")
+"""What means something in Markdown, anywhere in a line."""
+ADDRESS = re.compile(r"(\w)(:(?=//)|(?<=www)\.)", re.IGNORECASE)
+"""What makes a link of an address that stands there bare."""
 PAGE, SLICES = "report.html", "slices.png"
 """Files of an evaluation."""
 
@@ -36,9 +41,9 @@ def drift_table(config: PipelineConfig, tick: Tick, drift: DriftReport | None) -
     verdict = f"**{drift.verdict.capitalize()}**" if drift.alarm else drift.verdict.capitalize()
     lines = [
         f"## {config.name} · window {tick.seq}: {verdict}",
-        *([f"{drift.words}."] if drift.words else []),
+        *([f"{_cell(drift.words)}."] if drift.words else []),
         *([_picture(config, tick, drift.files["drift.png"], "drift.png")] if "drift.png" in drift.files else []),
-        f"p {config.drift.p_words(drift.p_value)} against `{drift.nearest}` ({drift.reference_samples} reference, "
+        f"p {config.drift.p_words(drift.p_value)} against {_cell(drift.nearest)} ({drift.reference_samples} reference, "
         f"{drift.current_samples} current samples; an alarm needs p ≤ {config.drift.false_alarm_rate:.2g} and an effect of "
         f"{config.drift.min_effect:g}, here {drift.score:.2f}).",
         f"The champion's accuracy: {drift.reference_accuracy:.1%} on the reference, {measured}"
@@ -53,7 +58,8 @@ def drift_table(config: PipelineConfig, tick: Tick, drift: DriftReport | None) -
 
 def tick_summary(config: PipelineConfig, tick: Tick, entry: JournalEntry, evaluation: Evaluation | None) -> None:
     """What was decided and why, what each rung cost and reached, what the gates said, and who is champion now."""
-    lines = [f"## {config.name} · window {tick.seq}: {headline(entry)}", *(f"- {reason}" for reason in entry.decision.reasons)]
+    lines = [f"## {config.name} · window {tick.seq}: {_cell(headline(entry))}"]
+    lines += [f"- {_cell(reason)}" for reason in entry.decision.reasons]
     if entry.tried:
         lines.append(
             "\n| rung | tune accuracy | gain on tune | seconds | images/s | waiting for data |\n|---|---|---|---|---|---|"
@@ -62,12 +68,12 @@ def tick_summary(config: PipelineConfig, tick: Tick, entry: JournalEntry, evalua
             speed = f"{tried.cost.images_per_second:.0f} | {tried.cost.waiting:.0%}"
             gain = "–" if tried.tune_gain is None else f"{tried.tune_gain:+.1%}"
             lines.append(f"| {tried.rung} | {tried.tune_accuracy:.1%} | {gain} | {tried.cost.seconds:.1f} | {speed} |")
-        lines += [f"| {rung} | {why} | | | | |" for rung, why in entry.unfit.items()]
+        lines += [f"| {rung} | {_cell(why)} | | | | |" for rung, why in entry.unfit.items()]
         lines += [f"| {rung} | not tried | | | | |" for rung in entry.not_tried]
     if evaluation:
         lines.append("\n| gate | verdict |\n|---|---|")
         for v in evaluation.verdicts:
-            lines.append(f"| {'✔' if v.passed else '✘'} {v.gate} | {v.words.removeprefix(f'{v.gate}: ')} |")
+            lines.append(f"| {'✔' if v.passed else '✘'} {_cell(v.gate)} | {_cell(v.words.removeprefix(f'{v.gate}: '))} |")
         shown = {name: part for name, part in evaluation.files.items() if name.endswith(".png") and name != SLICES}
         lines += ["", *(_picture(config, tick, part, name) for name, part in shown.items())]
     create_markdown_artifact("\n".join(lines), key=_key(config, tick, "tick"), description=headline(entry))
@@ -93,7 +99,7 @@ def evaluation_report(config: PipelineConfig, tick: Tick, candidate: Candidate, 
             scores.append(f"| {name} | {on.challenger.samples} | {on.challenger.accuracy:.1%} | {before} | {gain} |")
     lines = [
         f"## {config.name} · window {tick.seq}: {'passed' if evaluation.passed else 'rejected'}",
-        verdict,
+        _cell(verdict),
         "\n".join(gates),
         "\n".join(["| right answers | samples | challenger | champion | gain, points |\n|---|---|---|---|---|", *scores]),
         *([_picture(config, tick, evaluation.files[SLICES], SLICES)] if SLICES in evaluation.files else []),
@@ -133,13 +139,13 @@ def _beside(config: PipelineConfig, tick: Tick, drift: DriftReport) -> list[str]
         return []
     found = json.loads(open_pipeline(config, tick).read(part))
     rows = [
-        f"| {d['column']} | {_verdict(d['drifted'])}, p {config.drift.p_words(d['p_value'])} | {_verdict(d['theirs'])}, "
-        f"{d['method']} {'–' if d['score'] is None else format(d['score'], '.2g')} | {d['reason']} |"
+        f"| {_cell(d['column'])} | {_verdict(d['drifted'])}, p {config.drift.p_words(d['p_value'])} | {_verdict(d['theirs'])}, "
+        f"{d['method']} {'–' if d['score'] is None else format(d['score'], '.2g')} | {_cell(d['reason'])} |"
         for d in found["columns"]
         if d["reason"]
     ]
     head = "| column | ours | Evidently's default | why they differ |\n|---|---|---|---|"
-    return [found["words"], "\n".join([head, *rows])] if rows else [found["words"]]
+    return [_cell(found["words"]), *(["\n".join([head, *rows])] if rows else [])]
 
 
 def _verdict(drifted: bool) -> str:
@@ -151,8 +157,9 @@ def _row(column: ColumnDrift, p: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text of others in a cell of a table, which a bar would end."""
-    return " ".join(text.replace("|", "¦").split())
+    """Text of others on one line, as it is: no bar ends a cell of a table, and nothing becomes a picture, a link or HTML."""
+    plain = SPEAKING.sub(r"\\\g<0>", " ".join(text.replace("|", "¦").split()))
+    return ADDRESS.sub(r"\g<1>\\\g<2>", plain)
 
 
 def _means(column: ColumnDrift) -> str:

@@ -12,6 +12,7 @@ import typer
 from everfresh.flows.cli_shared import AsJson, Pipeline, Reason, Release, opened, show
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.errors import ConfigError
+from everfresh.tasks.ledger import CHAMPION
 
 TOLD_WITHIN = 10.0
 """Seconds that a command waits for the Prefect server to hear of a move."""
@@ -86,7 +87,11 @@ def promote(
     """
     from everfresh.tasks import alias
 
-    told(alias.promote(opened(pipeline)[1], release, alias=name, reason=reason), as_json, name)
+    config, store = opened(pipeline)
+    move = alias.promote(store, release, alias=name, reason=reason)
+    told(move, as_json, name)
+    if name == CHAMPION:
+        _announce(config, move)
 
 
 @app.command()

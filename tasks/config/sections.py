@@ -498,7 +498,9 @@ class ScheduleConfig(Section):
         return cron
 
 
-AlertEvent = Literal["drift.detected", "data.quarantined", "gate.rejected", "release.published", "champion.rolled-back"]
+AlertEvent = Literal[
+    "drift.detected", "data.quarantined", "gate.rejected", "release.published", "champion.rolled-back", "champion.promoted"
+]
 
 
 class AlertsConfig(Section):
@@ -506,6 +508,7 @@ class AlertsConfig(Section):
 
     events: tuple[AlertEvent, ...] = (
         "drift.detected", "data.quarantined", "gate.rejected", "release.published", "champion.rolled-back",
+        "champion.promoted",
     )  # fmt: skip
     """Names of the events."""
 

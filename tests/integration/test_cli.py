@@ -131,6 +131,10 @@ def test_champions_are_moved_by_hand(everfresh: Everfresh, pipeline: Pipeline, s
     assert (event["payload"]["version"], event["payload"]["reason"]) == (1, "sevens")
     assert "v1 is champion already" in sentence(everfresh("rollback", pipeline.file, "--to", "v1"), 1)
     assert everfresh("unpin", pipeline.file).stdout.startswith("unpin: the champion is v1 (")
+    assert moved("promote", "v1", "--alias", "shadow") == ("promote", 1, False)
+    assert moved("promote", "v2", "--reason", "sevens are well") == ("promote", 2, False)
+    [event] = server.events(pipeline.name, "everfresh.champion.promoted")
+    assert (event["payload"]["version"], event["payload"]["reason"]) == (2, "sevens are well")
 
 
 def test_a_rollback_needs_no_prefect_server(everfresh: Everfresh, pipeline: Pipeline) -> None:
