@@ -34,7 +34,7 @@ from everfresh.tasks.predictions import (
     shard_of,
 )
 from everfresh.tasks.serving.answers import Predictions
-from everfresh.tasks.serving.samples import Sample, as_bytes
+from everfresh.tasks.serving.samples import Sample, as_bytes, raw_size
 from everfresh.tasks.store import open_store
 
 log = logging.getLogger(__name__)
@@ -105,10 +105,10 @@ class PredictionLog:
     def log(
         self, samples: Sequence[Sample], predictions: Predictions, *, slices: Slices | Sequence[Slices] | None = None
     ) -> list[str | None]:
-        """Take note of predictions; returns at once.
+        """Take note of predictions; never waits for the store, only until pictures and tensors are PNG.
 
         Args:
-            samples: that were asked about.
+            samples: that were asked about; bytes cost nothing.
             predictions: what :meth:`Champion.predict` said of them.
             slices: by which results are to be broken down (site, device …): of all, or one mapping each.
 
@@ -124,16 +124,25 @@ class PredictionLog:
                 f"samples, predictions and slices must be as many, got {len(samples)}, {len(predictions)} and {len(each)}"
             )
         now = datetime.now(UTC)
-        contents = [as_bytes(sample) for sample in samples]
+        contents = self._contents(samples)
         with self._lock:
             return [
                 self._take(data, predictions, index, now, some)
                 for index, (data, some) in enumerate(zip(contents, each, strict=True))
             ]
 
-    def _take(self, data: bytes, said: Predictions, index: int, now: datetime, slices: Slices) -> str | None:
-        size = len(data) + LABEL_BYTES
-        if self._waiting + size > self._most_bytes:
+    def _contents(self, samples: Sequence[Sample]) -> list[bytes | None]:
+        """What is kept of each sample; None where there is no room for it, so that nothing is encoded to be dropped."""
+        room, contents = self._most_bytes - self._waiting, list[bytes | None]()
+        for sample in samples:
+            data = as_bytes(sample) if raw_size(sample) + LABEL_BYTES <= room else None
+            room -= 0 if data is None else len(data) + LABEL_BYTES
+            contents.append(data)
+        return contents
+
+    def _take(self, data: bytes | None, said: Predictions, index: int, now: datetime, slices: Slices) -> str | None:
+        size = len(data or b"") + LABEL_BYTES
+        if data is None or self._waiting + size > self._most_bytes:
             self.dropped += 1
             return None
         self._start()

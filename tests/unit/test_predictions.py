@@ -168,6 +168,24 @@ def test_opened_pictures_and_tensors_are_logged_as_png(tmp_path: Path) -> None:
     assert all(np.array_equal(np.asarray(Image.open(io.BytesIO(data))), pixels) for data in view.read(view.rows()))
 
 
+class Unpacked(Image.Image):
+    """A picture that must not be encoded."""
+
+    def save(self, *_: Any, **__: Any) -> None:
+        raise AssertionError
+
+
+def test_a_picture_that_there_is_no_room_for_is_not_encoded(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (100, 100))
+    with PredictionLog(tmp_path / "log", most_bytes=30_000) as log:
+        costly = Image.new("RGB", (100, 100))
+        costly.__class__ = Unpacked
+        tensor = torch.zeros(3, 100, 101, dtype=torch.uint8)
+        assert log.log([costly, tensor], said(2)) == [None, None]
+        assert log.dropped == 2
+        assert log.log([picture.resize((90, 90)), b"x"], said(2)).count(None) == 0
+
+
 @pytest.mark.parametrize("slices", [None, [{}]])
 def test_numbers_that_differ_are_refused(tmp_path: Path, slices: Any) -> None:
     with pytest.raises(DataError, match="must be as many, got 2, "):
