@@ -25,7 +25,7 @@ from everfresh.tasks.errors import (
 from everfresh.tasks.ingest import annotation_of, examined
 from everfresh.tasks.labels import Annotation, Unusable
 from everfresh.tasks.ledger import champion_moves
-from everfresh.tasks.logged import open_source
+from everfresh.tasks.logged import PredictionSource, open_source
 from everfresh.tasks.releases import find_release
 from everfresh.tasks.rows import Row, Tables
 from everfresh.tasks.sources import Source, SourceFile
@@ -35,6 +35,8 @@ from everfresh.tasks.targets import Targets
 
 LOOKED_AT = 20
 """Files of the source that are read and decoded."""
+SHARDS = 10
+"""Objects of a log of predictions that are fetched."""
 ROWS = 200
 """Rows of each table that are looked at."""
 AFTER_WRITE = {"read", "race", "bytes", "clock"}
@@ -106,6 +108,8 @@ def _source(config: PipelineConfig) -> Iterator[Checked]:
 
     def listed() -> str:
         source = open_source(config)
+        if isinstance(source, PredictionSource):
+            source.most_shards = SHARDS
         found.append((source, list(source.files(set()))))
         return _files(config, *found[0])
 
@@ -157,7 +161,8 @@ def _files(config: PipelineConfig, source: Source, files: list[SourceFile]) -> s
             f"source: files must be readable, got {len(refused)} looked at of which none is, {looked_at[0].key} among them. "
             "Grant the right to read them, or remove them."
         )
-    found = [f"{len(files)} files" + (", others wait for their labels" if source.holds_back else "")]
+    first = f" in the first {SHARDS} objects of the log" if isinstance(source, PredictionSource) and source.more else ""
+    found = [f"{len(files)} files" + first + (", others wait for their labels" if source.holds_back else "")]
     if unusable:
         found.append(f"of {len(looked_at)} looked at {len(unusable)} would go into quarantine: {unusable[0]}")
     if refused:

@@ -41,6 +41,10 @@ class PredictionSource(Source):
         self._wait = timedelta(hours=config.source.label_wait_hours)
         self._sidecar = config.source.labels
         self._said: dict[str, Annotation] = {}
+        self.most_shards: int | None = None
+        """After so many shards no more is looked at; None for all."""
+        self.more = False
+        """Whether that left some out."""
 
     @cached_property
     def _labels(self) -> dict[str, list[tuple[int, Listed]]]:
@@ -63,10 +67,13 @@ class PredictionSource(Source):
 
         One that no label names is not opened before its time.
         """
-        taken = {key for key, _ in seen}
+        taken, opened = {key for key, _ in seen}, 0
         for place, item in sorted(self.listed, key=lambda listed: listed[1].key):
             if not item.key.endswith(".tar") or f"{item.key}/" in taken:
                 continue
+            if opened == self.most_shards:
+                self.more = True
+                return
             if self._waits(item) and not self._labels.get(PurePosixPath(item.key).stem):
                 self.holds_back = True
                 return
@@ -76,6 +83,7 @@ class PredictionSource(Source):
                 self.holds_back = True
                 return
             self._said |= said
+            opened += 1
             yield from members
 
     def seen_after(self, seen: set[tuple[str, str]]) -> set[tuple[str, str]]:

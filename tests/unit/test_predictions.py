@@ -463,6 +463,16 @@ def test_check_tells_what_waits(folder_store: FolderStore) -> None:
     assert "2 of 2 classes" in classes.words
 
 
+def test_check_looks_at_the_first_of_a_long_log(folder_store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[check.__module__], "SHARDS", 2)
+    for shard in SHARDS:
+        write_labels(folder_store, [(identity, "cat") for identity in write_shard(folder_store, shard, 2)])
+    config = reading(folder_store.url("log")).model_copy(update={"store": folder_store.url("store")})
+    source, classes = (next(x for x in check(config) if x.name == name) for name in ("source", "classes"))
+    assert source.words == "4 files in the first 2 objects of the log"
+    assert classes.words.startswith("4 rows of labels, ")
+
+
 def test_an_archive_that_is_no_shard_stops_the_tick(folder_store: FolderStore) -> None:
     folder_store.create("log/predictions/x.tar", b"\0" * 10_240)
     with pytest.raises(SourceError, match=r"x\.tar must hold predictions\.jsonl, got none"):
