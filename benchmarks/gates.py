@@ -1,7 +1,8 @@
 """How often each gate refuses a challenger that is just within its limits, and one with a planted fault.
 
-Two models on synthetic hold-outs of 300 samples whose truth is known, over many seeds; the gates are those of the pipeline file
-with their defaults but for what is named. Prints a table: `python benchmarks/gates.py [--seeds 400]`.
+Two models on synthetic hold-outs whose truth is known, over many seeds; the gates are those of the pipeline file with their
+defaults but for what is named. Prints two tables: gates against harm on 300 samples, and those that ask for good on 30, 100 and
+300: `python benchmarks/gates.py [--seeds 400]`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from scipy.stats import binomtest
 
-from everfresh.tasks.config import CalibrationGate, Gate, NegativeFlipsGate, NoWorseGate, SlicesGate
+from everfresh.tasks.config import BetterGate, CalibrationGate, FloorGate, Gate, NegativeFlipsGate, NoWorseGate, SlicesGate
 from everfresh.tasks.gates import Judged, Trial, compare, judge
 from everfresh.tasks.targets import Targets
 
@@ -34,14 +35,14 @@ def judged(
 
     labels, everywhere = np.zeros(len(now), dtype=np.int64), np.ones(len(now), dtype=bool)
     both = scores(now, sure), scores(before, sure_before)
-    return Judged(labels, *both, everywhere, Targets(("right", "wrong")), columns={"site": SITES})
+    return Judged(labels, *both, everywhere, Targets(("right", "wrong")), columns={"site": SITES[: len(now)]})
 
 
-def paired(lose: float | np.ndarray, win: float | np.ndarray) -> Draw:
+def paired(lose: float | np.ndarray, win: float | np.ndarray, samples: int = SAMPLES) -> Draw:
     """Samples that are lost and won with these probabilities, of all or of each (N,)."""
 
     def draw(rng: np.random.Generator) -> Judged:
-        chance = rng.random(SAMPLES)
+        chance = rng.random(samples)
         lost, won = chance < lose, (chance >= lose) & (chance < lose + win)
         return judged(~lost, ~won)
 
@@ -75,9 +76,21 @@ CASES: list[tuple[str, Gate, str, Draw, str, Draw]] = [
      "too sure by 20", unsure(0.2, 0.0)),
     ("calibration, increase", CalibrationGate(max_increase=0.0), "calibrated as well", unsure(0.0, 0.0),
      "too sure by 15", unsure(0.15, 0.0)),
-    ("no_worse, 0.02", NoWorseGate(), "equally good, a tenth differs", paired(0.05, 0.05),
-     "8 points lost", paired(0.1, 0.02)),
 ]  # fmt: skip
+
+GOOD: list[tuple[str, Gate, str, float, float]] = [
+    ("floor 0.8", FloorGate(minimum=0.8), "right in 85 %", 0.15, 0.0),
+    ("floor 0.8", FloorGate(minimum=0.8), "right in 75 %", 0.25, 0.0),
+    ("better", BetterGate(), "8 points better", 0.02, 0.1),
+    ("better", BetterGate(), "equally good, a tenth differs", 0.05, 0.05),
+    ("better", BetterGate(), "8 points worse", 0.1, 0.02),
+    ("no_worse, 0.02", NoWorseGate(), "equally good, a tenth differs", 0.05, 0.05),
+    ("no_worse, 0.02", NoWorseGate(), "8 points worse", 0.1, 0.02),
+    ("no_worse, min_samples 101", NoWorseGate(min_samples=101), "equally good, a tenth differs", 0.05, 0.05),
+    ("no_worse, min_samples 101", NoWorseGate(min_samples=101), "8 points worse", 0.1, 0.02),
+]
+"""With the shares of samples that the challenger loses and wins."""
+SIZES = (30, 100, 300)
 
 
 def refused(gate: Gate, draw: Draw, seeds: int) -> str:
@@ -99,6 +112,10 @@ def main() -> None:
     for name, gate, within, fair, fault, planted in CASES:
         row = (name, within, refused(gate, fair, seeds), fault, refused(gate, planted, seeds))
         print(f"| {' | '.join(row)} |", flush=True)
+    print(f"\n| gate | challenger | {' | '.join(f'refused at {n}' for n in SIZES)} |\n|---|---|{'---|' * len(SIZES)}")
+    for name, gate, what, lose, win in GOOD:
+        rates = [refused(gate, paired(lose, win, samples), seeds) for samples in SIZES]
+        print(f"| {' | '.join([name, what, *rates])} |", flush=True)
 
 
 if __name__ == "__main__":

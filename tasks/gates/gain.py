@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 
 from everfresh.tasks.config import BetterGate, FloorGate, NegativeFlipsGate, NoWorseGate
 from everfresh.tasks.gates.evidence import Floats, lowest, p_above, resolved_above
-from everfresh.tasks.gates.judged import Trial, undecided
+from everfresh.tasks.gates.judged import Trial, but_for, undecided
 from everfresh.tasks.metrics import paired_gain, seeded_rng
 from everfresh.tasks.records import Verdict
 from everfresh.tasks.slices import wilson
@@ -92,14 +92,15 @@ def _bootstrap(won: int, lost: int, samples: int, seed: str) -> float:
 
 
 def no_worse(gate: NoWorseGate, trial: Trial) -> Verdict:
-    """Whether the challenger loses next to nothing on the earlier hold-outs."""
+    """Whether the challenger loses next to nothing on the earlier hold-outs; of few, whether it is certain to lose."""
     if trial.there is None or trial.bank.champion is None:
         return Verdict(gate="no_worse", passed=True, numbers={}, words="no_worse: there is nothing earlier to compare on")
     right, before = trial.bank.pairs()
     gain = paired_gain(right, before, gate.confidence, "no_worse")
-    return Verdict(
+    certain, few = gain.high < 0, len(right) < gate.min_samples
+    verdict = Verdict(
         gate="no_worse",
-        passed=gain.value >= -gate.margin and gain.high >= 0,
+        passed=not certain and (few or gain.value >= -gate.margin),
         numbers={"gain": gain.value, "low": gain.low, "high": gain.high, "margin": gate.margin, "samples": float(len(right))},
         words=(
             f"no_worse: {gain.value:+.1%} [{gain.low:+.1%}, {gain.high:+.1%}] on {len(right)} earlier hold-out samples, "
@@ -107,6 +108,7 @@ def no_worse(gate: NoWorseGate, trial: Trial) -> Verdict:
         ),
         resolves=f"differences of {gain.width / 2:.1%} ({gate.confidence:.0%})" if len(right) else "",
     )
+    return but_for([f"it needs {gate.min_samples} for that"] if few and not certain else [], verdict, gate.too_few)
 
 
 def negative_flips(gate: NegativeFlipsGate, trial: Trial) -> Verdict:

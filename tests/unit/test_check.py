@@ -359,6 +359,8 @@ def test_a_gate_that_no_window_can_pass_fails(tmp_path: Path) -> None:
     line = line_of(pipeline(tmp_path, gates=gates, window=window), "gates")
     assert "gates.negative_flips: a hold-out must have at least 5 samples for min_samples: 5, got 4 of the" in line.words
     assert line_of(pipeline(tmp_path, gates=[gates[0] | {"too_few": "pass"}], window=window), "gates").passed
+    bank = [{"kind": "no_worse", "min_samples": 100, "too_few": "fail"}]
+    assert line_of(pipeline(tmp_path, gates=bank, window=window), "gates").passed  # it grows from window to window
 
 
 def test_what_the_gates_will_be_able_to_tell_is_said(tmp_path: Path) -> None:

@@ -281,7 +281,7 @@ NESTED: list[tuple[str, str, str, Any]] = [
     ("gates", "better", "min_gain", -0.1), ("gates", "better", "min_gain", 1.1),
     ("gates", "better", "confidence", 0.4), ("gates", "better", "confidence", 1),
     ("gates", "no_worse", "margin", -0.1), ("gates", "no_worse", "margin", 1.1),
-    ("gates", "no_worse", "confidence", 0.4), ("gates", "no_worse", "confidence", 1),
+    ("gates", "no_worse", "confidence", 0.4), ("gates", "no_worse", "confidence", 1), ("gates", "no_worse", "min_samples", 0),
     ("gates", "floor", "min_samples", 0), ("gates", "slices", "minimum", 0), ("gates", "slices", "max_gap", 1),
     ("gates", "slices", "max_drop", -0.1), ("gates", "slices", "min_samples", 4), ("gates", "slices", "confidence", 1),
     ("gates", "negative_flips", "maximum", 1), ("gates", "negative_flips", "relative", 0),

@@ -137,6 +137,27 @@ def test_no_worse_bounds_the_loss_and_refuses_a_certain_one(
     assert (verdict.numbers["high"] < 0) == (lost == 15)
 
 
+@pytest.mark.parametrize(("too_few", "passed"), [("pass", True), ("fail", False)])
+def test_no_worse_on_a_small_bank_refuses_a_certain_loss_only(too_few: Any, passed: bool) -> None:
+    def on(lost: int, gate: NoWorseGate) -> Verdict:
+        return said(gate, judged([1], [1]), judged([0] * lost + [1] * (19 - lost), [1] * 19))
+
+    verdict = on(1, NoWorseGate(too_few=too_few))
+    assert (verdict.outcome, verdict.passed, verdict.numbers["samples"]) == ("undecided", passed, 19)
+    assert "-5.3% [-15.8%, +0.0%] on 19 earlier hold-out samples, may lose 2.0%; it needs 20 for that, so it is undecided " in (
+        verdict.words
+    )
+    assert on(1, NoWorseGate(min_samples=19)).outcome == "failed"
+    certain = on(6, NoWorseGate(too_few=too_few))
+    assert certain.outcome == "failed"
+    assert certain.words.endswith("may lose 2.0%")
+
+
+def test_no_worse_on_a_bank_of_unknown_labels_is_undecided() -> None:
+    bank = judged([0] * 40, [1] * 40, shared=[0] * 40)
+    assert said(NoWorseGate(), judged([1], [1]), bank).outcome == "undecided"
+
+
 def test_without_earlier_holdouts_nothing_can_be_worse() -> None:
     assert said(NoWorseGate(), judged([0], [1])).words == "no_worse: there is nothing earlier to compare on"
 
