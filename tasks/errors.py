@@ -86,3 +86,15 @@ class ReleaseError(EverfreshError):
 
 class ChampionMoved(ReleaseError):
     """The champion is no longer the one that the challenger was proven against."""
+
+
+def passing(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, speaks of the machine and not of what was tried: memory, a full disk, a library."""
+    if error is None:
+        return False
+    full = any(words in str(error).lower() for words in NO_MEMORY)
+    return full or isinstance(error, MemoryError | OSError | ImportError | StoreError) or passing(error.__cause__)
+
+
+NO_MEMORY = ("allocate memory", "out of memory", "bad_alloc")
+"""How libraries tell that there was no memory, who have no error of their own for it."""

@@ -14,7 +14,7 @@ from everfresh.tasks.errors import ObjectMissing
 from everfresh.tasks.evaluation_page.keep import with_page
 from everfresh.tasks.gates import Contender, Judged, Trial, compare, judge, look
 from everfresh.tasks.ledger import attempt_folder, champion_moves, find, settle
-from everfresh.tasks.package import gates_of, package
+from everfresh.tasks.package import gates_of, makers, package
 from everfresh.tasks.records import (
     AliasMove,
     Candidate,
@@ -57,10 +57,11 @@ def evaluate(
             f"{store.url(f'releases/{move.release}/release.json')} must exist: v{move.version} is champion. Restore it."
         )
     bank = tuple(b for b in tick.bank if b.view != tick.view)
+    served = gates_of(config) and not tick.replay  # a replay serves nobody
     key = digest_of(
         "evaluation", 5, candidate.key, champion.id if champion else None, against, config.gates, tick.view,
         [b.view for b in bank], config.window.bank_max_samples, drift.key if drift else None, tick.trust_labels,
-        config.release.formats,
+        config.release.formats, makers(config) if served else None,
     )  # fmt: skip
     if (known := find(store, f"evaluations/{key}/record.json", Evaluation)) is not None:
         return known
@@ -89,7 +90,6 @@ def evaluate(
         verdicts.append(Verdict(gate="holdout", passed=False, numbers={}, words=NO_HOLDOUT))
     if move:
         verdicts += _alias_verdicts(move, candidate)
-    served = gates_of(config) and not tick.replay  # a replay serves nobody
     if served and all(v.passed for v in verdicts):
         verdicts += package(store, config, candidate.key, candidate.spec, candidate.weights, View(store, tick.view)).verdicts
     evaluation = Evaluation(

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from everfresh.tasks import archives, inputs
 from everfresh.tasks.config import Export
-from everfresh.tasks.errors import ExportError
+from everfresh.tasks.errors import ExportError, passing
 from everfresh.tasks.records import ModelSpec
 from everfresh.tasks.vectors import values_of
 
@@ -226,6 +226,8 @@ def _attempt(name: Export, work: Callable[[], Any]) -> Any:
     except ExportError:
         raise
     except Exception as error:  # torch's exporters raise many kinds, as does somebody else's code
+        if passing(error):
+            raise
         raise _failed(name, _sentence(error)) from error
 
 

@@ -8,9 +8,11 @@ verdicts make one record, so a rerun after a crash writes and tries what is miss
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,21 +23,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everfresh.tasks import errors, exports, models
+from everfresh.tasks.architectures import source_digest
 from everfresh.tasks.config import Export, PipelineConfig, ServesGate
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import ExportError, ReleaseError
 from everfresh.tasks.ledger import attempt_folder, find
 from everfresh.tasks.records import ModelSpec, Package, Part, Verdict, digest_of
 from everfresh.tasks.signing import SIGNING_KEY, key_of, public_half, sign, verify
-from everfresh.tasks.store import Store, scratch
+from everfresh.tasks.store import Store, file_digest, scratch
 from everfresh.tasks.targets import Targets
 from everfresh.tasks.views import View
 
 WEIGHTS = "model.safetensors"
+CODE = ("archives.py", "exports.py", "package.py", "serves.py")
+LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime")
 RECORDED = 10
 """Scores of classes of a hold-out sample that are recorded, the highest ones; where several may be right, all are."""
 SAMPLES = 64
 """Hold-out samples that the fresh process predicts, at most, spread over all."""
+CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})
+"""Ends of a process that a file brings about; SIGKILL is the machine's, when memory runs out."""
 WITHIN = 900.0
 """Seconds for the fresh process; a hundredth of it is usual."""
 
@@ -61,7 +68,7 @@ def package(store: Store, config: PipelineConfig, release: str, spec: ModelSpec,
         ReleaseError: the process that tries them ended without an answer, which says nothing of them.
     """
     gates, formats = gates_of(config), config.release.formats
-    key = digest_of("package", 1, release, formats, gates, view.window.view)
+    key = digest_of("package", 2, release, formats, gates, view.window.view, makers(config))
     if (known := _known(store, key, release, weights)) is not None:
         return known
     with scratch() as folder:
@@ -75,6 +82,13 @@ def package(store: Store, config: PipelineConfig, release: str, spec: ModelSpec,
     tried = _try_in_fresh_process(store, config, spec, files, view)
     verdicts = tuple(judge(gate, tried) for gate in gates)
     return _settle(store, key, Package(release=release, files=files, verdicts=verdicts))
+
+
+def makers(config: PipelineConfig) -> str:
+    """Digest of the code and libraries that make and try the files: what failed with others may pass with these."""
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    here = Path(__file__).parent
+    return digest_of(versions, [file_digest(here / name) for name in CODE], source_digest(config.model.architecture))
 
 
 def _known(store: Store, key: str, release: str, weights: Part) -> Package | None:
@@ -174,6 +188,8 @@ def _holdout(view: View, spec: ModelSpec, rows: NDArray[np.int64], scores: NDArr
 
 def judge(gate: ServesGate, tried: Mapping[str, Any]) -> Verdict:
     """What a gate says of what the fresh process found."""
+    if "crashed" in tried:
+        return Verdict(gate="serves", passed=False, numbers={"tolerance": gate.tolerance}, words=f"serves: {tried['crashed']}")
     formats = [name for name in tried["formats"] if not gate.formats or name in gate.formats]
     found = {name: tried["formats"][name] for name in formats}
     numbers = {"tolerance": gate.tolerance, "samples": float(tried["samples"])}
@@ -216,6 +232,9 @@ def _try_in_fresh_process(
         except subprocess.TimeoutExpired:
             raise _no_answer(f"none within {WITHIN:.0f} s") from None
         except FileNotFoundError:
+            if -done.returncode in CRASHES and (trying := folder / "trying").is_file():
+                told = signal.Signals(-done.returncode).name
+                return {"crashed": f"{trying.read_text()} does not load (the process that read it crashed, {told})"}
             last = done.stderr.strip().splitlines()[-1:] or ["nothing on stderr"]
             raise _no_answer(f"exit status {done.returncode} ({last[0][:300]})") from None
     if "error" in answer:  # of the store, which may pass

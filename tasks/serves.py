@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from everfresh.tasks import exports, inputs, models
 from everfresh.tasks.architectures import load_strict, read_weights
 from everfresh.tasks.config import Export, S3Config
-from everfresh.tasks.errors import StoreError
+from everfresh.tasks.errors import StoreError, passing
 from everfresh.tasks.records import ModelSpec, Part
 from everfresh.tasks.store import Store, open_store
 from everfresh.tasks.store.base import check_digest
@@ -28,6 +28,8 @@ from everfresh.tasks.targets import Targets
 from everfresh.tasks.views import View
 
 Scores = NDArray[np.float32]
+TRYING = "trying"
+"""Names the format that is being read, for who finds the process dead."""
 
 
 def main(folder: Path) -> None:
@@ -58,7 +60,10 @@ def _answer(asked: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     }
     for name in (name for name, file in exports.FILES.items() if file in files):
         loaders[name] = lambda name=name: _by_export(folder / exports.FILES[name], name, spec, data)  # type: ignore[misc]
-    found = {name: _tried(load, spec, recorded) for name, load in loaders.items()}
+    found = {}
+    for name, load in loaders.items():
+        (folder / TRYING).write_text(name)
+        found[name] = _tried(load, spec, recorded)
     return {"samples": len(data), "of": "their range" if spec.task == "regression" else "the largest", "formats": found}
 
 
@@ -69,9 +74,9 @@ def _by_export(path: Path, name: Export, spec: ModelSpec, data: Sequence[bytes])
 def _tried(load: Callable[[], Scores], spec: ModelSpec, recorded: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     try:
         scores = load()
-    except (MemoryError, StoreError):  # which say nothing of the file
-        raise
     except Exception as error:  # of torch, ONNX Runtime, or somebody else's code
+        if passing(error):
+            raise
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     flipped = 0
     if spec.task != "regression":  # whose predictions are the scores

@@ -14,9 +14,9 @@ from support.loop import pipeline
 from support.pickles import is_pickle
 from support.tables import pipeline as tables
 
-from everfresh.tasks import models
+from everfresh.tasks import exports, models, serves
 from everfresh.tasks.config import Export
-from everfresh.tasks.errors import ExportError
+from everfresh.tasks.errors import ExportError, ModelError
 from everfresh.tasks.exports import BATCHES, FILES, OPSET, Served, export, opened, samples_of
 from everfresh.tasks.records import Feature, ModelSpec
 from everfresh.tasks.store import file_digest
@@ -122,6 +122,32 @@ def test_what_cannot_be_exported_is_refused_in_one_sentence(
     assert len(str(caught.value)) < 450
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(28, "No space left on device"),
+        ImportError("onnxruntime"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_a_machine_that_fails_says_nothing_of_the_network(error: Exception) -> None:
+    """It is neither an ExportError, which would be recorded for good, nor what the fresh process found of a file."""
+
+    def work() -> Any:
+        try:
+            raise error
+        except type(error) as cause:
+            raise ModelError("no archive") from cause
+
+    spec = ModelSpec.model_construct(task="single_label")
+    for fails in (lambda: exports._attempt("onnx", work), lambda: serves._tried(work, spec, [])):
+        with pytest.raises(ModelError):
+            fails()
+    with pytest.raises(ExportError):
+        exports._attempt("onnx", lambda: 1 / 0)
 
 
 def test_weights_beyond_protobuf_go_into_a_file_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

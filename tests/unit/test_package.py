@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -168,6 +169,35 @@ def test_files_that_do_not_load_are_named(served: Served) -> None:
     assert "onnx does not load (" in verdict.words
     assert "safetensors does not load" not in verdict.words
     assert judge(ServesGate(formats=("safetensors",)), found).passed
+
+
+def test_a_file_that_crashes_its_reader_is_a_failed_verdict(
+    served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The loop goes on; a process that was killed, or died before it read a file, says nothing of one."""
+    python = tmp_path / "python"
+    monkeypatch.setattr(packages.sys, "executable", str(python))
+
+    def dies(how: str) -> dict[str, Any]:
+        python.write_text(f"#!/bin/sh\nfor folder; do :; done\n{how}\n")
+        python.chmod(0o755)
+        return tried(served, dict(served.release.files))
+
+    found = dies('printf onnx > "$folder/trying"; kill -SEGV $$')
+    verdict = judge(ServesGate(formats=("pt2",)), found)
+    assert not verdict.passed
+    assert verdict.words == "serves: onnx does not load (the process that read it crashed, SIGSEGV)"
+    for how in ('printf onnx > "$folder/trying"; kill -KILL $$', "kill -SEGV $$"):
+        with pytest.raises(ReleaseError, match=r"must answer, got exit status -(9|11)"):
+            dies(how)
+
+
+@pytest.mark.parametrize("version", ["torch", "onnxruntime"])
+def test_another_library_tries_again(served: Served, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, real = packages.makers(served.config), importlib.metadata.version
+    assert before == packages.makers(served.config)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9" if name == version else real(name))
+    assert packages.makers(served.config) != before
 
 
 def test_a_model_that_predicts_otherwise_fails_with_its_distance() -> None:
