@@ -42,7 +42,7 @@ from everfresh.tasks.store.base import check_digest
 from everfresh.tasks.targets import Targets
 from everfresh.tasks.views import View
 
-SAME = ("spec", "files", "holdout_view", "bank", "reference", "parent", "rung", "seq")
+SAME = ("pipeline", "spec", "files", "holdout_view", "bank", "reference", "parent", "rung", "seq")
 """Fields that tell whether the record of a release that stands is the one that would be written."""
 
 
@@ -187,10 +187,9 @@ def _write_release(
 ) -> Release:
     view = View(store, tick.view)
     files, _ = _model_files(store, config, candidate.key, candidate.spec, candidate.weights, view, replay=bool(tick.replay))
-    if champion_moves(store).last_seq() != evaluation.champion_move:  # nothing is told of a proof that no longer counts
-        if (known := find(store, f"releases/{candidate.key}/release.json", Release)) is not None:
-            return known  # another run has published this very challenger
-        raise _moved(evaluation)
+    moved = champion_moves(store).last_seq() != evaluation.champion_move
+    if moved and not store.exists(f"releases/{candidate.key}/release.json"):  # else another run published this challenger
+        raise _moved(evaluation)  # before anything is told of a proof that no longer counts
     tables = {("this model", "this window's hold-out"): evaluation.window.challenger}
     if evaluation.window.champion:
         tables["the champion before", "this window's hold-out"] = evaluation.window.champion

@@ -254,6 +254,22 @@ def test_a_record_that_somebody_planted_never_goes_live(
     assert not folder_store.exists(f"{place}/{SIGNATURE}")
 
 
+def test_the_record_of_another_pipeline_never_goes_live(here: Proven, folder_store: FolderStore) -> None:
+    """Planted while the files of the model are written, with the move that would have it believed to be another run's."""
+    elsewhere = FolderStore(folder_store.root.with_name("elsewhere"))
+    shutil.copytree(folder_store.root, elsewhere.root)
+    true = release_of(elsewhere, here.publish(elsewhere))
+
+    def plant() -> None:
+        shutil.copytree(elsewhere.root / "releases" / true.id, folder_store.root / "releases" / true.id, dirs_exist_ok=True)
+        other = true.model_copy(update={"pipeline": "other"})
+        folder_store.put(f"releases/{true.id}/release.json", other.to_bytes())
+        pin(folder_store)
+
+    with pytest.raises(ReleaseError, match=r"must be the record of this very model, got one with another pipeline"):
+        here.publish(Faulty(folder_store.root, 3, plant))
+
+
 def test_a_planted_file_is_written_over(here: Proven, folder_store: FolderStore) -> None:
     folder_store.put(f"releases/{here.challenger.key}/config.json", b"{}")
     release = release_of(folder_store, here.publish())
