@@ -27,7 +27,7 @@ from everfresh.tasks.architectures import source_digest
 from everfresh.tasks.config import Export, PipelineConfig, ServesGate
 from everfresh.tasks.embeddings import Embedder
 from everfresh.tasks.errors import ExportError, ReleaseError
-from everfresh.tasks.ledger import attempt_folder, find
+from everfresh.tasks.ledger import find
 from everfresh.tasks.records import ModelSpec, Package, Part, Verdict, digest_of
 from everfresh.tasks.signing import SIGNING_KEY, key_of, public_half, sign, verify
 from everfresh.tasks.store import Store, file_digest, scratch
@@ -77,8 +77,7 @@ def package(store: Store, config: PipelineConfig, release: str, spec: ModelSpec,
         except ExportError as error:
             verdict = Verdict(gate="serves", passed=False, numbers={}, words=f"serves: {error}")
             return _settle(store, key, Package(release=release, files={}, verdicts=(verdict,)))
-        place = attempt_folder(f"packages/{key}")
-        files = {path.name: store.keep_file(f"{place}/{path.name}", path) for path in sorted(folder.iterdir())}
+        files = {path.name: store.keep_file(f"packages/{key}/{path.name}", path) for path in sorted(folder.iterdir())}
     tried = _try_in_fresh_process(store, config, spec, files, view)
     verdicts = tuple(judge(gate, tried) for gate in gates)
     return _settle(store, key, Package(release=release, files=files, verdicts=verdicts))

@@ -150,7 +150,7 @@ def test_a_death_at_any_write_is_made_good_by_the_rerun(served: Served, tmp_path
     wanted = (served.config, candidate.key, candidate.spec, candidate.weights, served.view)
     with pytest.raises(Died):
         package(Fated(store.root, at=at, when="before"), *wanted)
-    assert not list(store.list("packages"))
+    assert not [item for item in store.list("packages") if item.key.endswith("record.json")]
     made = package(store, *wanted)
     assert {n: p.sha256 for n, p in made.files.items()} == {n: served.release.files[n].sha256 for n in made.files}
     assert made.verdicts[0].passed
