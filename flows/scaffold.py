@@ -17,6 +17,8 @@ from everfresh.tasks.config import Column, ImageFolder, ModelConfig, PipelineCon
 from everfresh.tasks.errors import ConfigError
 
 SCHEMA = "pipeline.schema.json"
+WIDEST = 120
+"""Characters of a line."""
 EXAMPLE = PipelineConfig(
     name="my-model", store="store", source=ImageFolder(path="inbox"), model=ModelConfig(classes=("cat", "dog"))
 )
@@ -83,6 +85,9 @@ def _section(model: BaseModel, indent: int = 0) -> Iterator[str]:
                 yield from lines[first + 1 :]
             for kind in _others(field, value):
                 yield from _as_comment(kind, f"{space}  ")
+        elif isinstance(value, tuple) and len(f"{space}{name}: {_inline(value)}") > WIDEST:
+            yield f"{space}{name}:"
+            yield from (f"{space}  - {_inline(item)}" for item in value)
         else:
             yield f"{space}{name}: {_inline(value)}"
 

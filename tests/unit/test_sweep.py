@@ -16,7 +16,7 @@ from support.fate import Died, Fated
 from support.loop import pipeline, run_window, second_window
 from support.pictures import digits, write_folder
 
-from everfresh.tasks import alias, package
+from everfresh.tasks import alias, publish
 from everfresh.tasks.config import S3Config
 from everfresh.tasks.errors import AccessRefused, StoreError
 from everfresh.tasks.ingest import ingest
@@ -198,7 +198,7 @@ def test_a_release_file_that_a_dead_run_left_turns_young_when_it_is_taken_up(fol
     grow_old(folder_store.root)
     assert len(debris(folder_store, timedelta(hours=1))) == 1
     for data in (b"card", b"another card"):  # what was first counts: its record may name it already
-        assert folder_store.read(package.keep_first(folder_store, key, data)) == b"card"
+        assert folder_store.read(publish._keep_first(folder_store, key, data)) == b"card"
         assert debris(folder_store, timedelta(hours=1)) == []
         grow_old(folder_store.root)
 
