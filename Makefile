@@ -21,7 +21,7 @@ help: ## this list
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --quiet -e .
 	@touch $@
 
-run: .venv/.installed ## see the whole loop work on real digits, about two minutes
+run: .venv/.installed ## see the whole loop work on real digits, two to three minutes
 	@PREFECT_HOME="$${PREFECT_HOME:-$(HOME_OF_RUNS)}" $(BIN)/everfresh demo run/digits
 
 test: .venv/.installed ## the whole suite, under 10 minutes on 2 cores
