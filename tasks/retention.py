@@ -91,10 +91,12 @@ def _spent(store: Store, age: timedelta) -> set[str]:
 def _objects(store: Store, stays: dict[str, set[str]]) -> dict[str, tuple[Listed, ...]]:
     """Objects of releases and challengers but for those that stay, and the records that name them."""
     found: dict[str, list[Listed]] = {}
-    for item in (*store.list("releases"), *store.list("candidates"), *store.list("packages")):
+    packed = list(store.list("packages"))
+    packages = {i.key.split("/")[1]: find(store, i.key, Package) for i in packed if i.key.endswith("/record.json")}
+    for item in (*store.list("releases"), *store.list("candidates"), *packed):
         folder, owner = item.key.split("/")[:2]
-        if folder == "packages":
-            package = find(store, item.key, Package)
+        if folder == "packages":  # whose files are debris once their record is gone
+            package = packages.get(owner)
             owner = package.release if package else ""
         if owner in stays and item.key not in stays[owner]:
             found.setdefault(owner, []).append(item)

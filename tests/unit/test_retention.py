@@ -226,6 +226,19 @@ def make_challenger(store: Store, number: int) -> None:
     store.put(f"packages/p{number}/record.json", Package(release=key, files=files, verdicts=()).to_bytes())
 
 
+def test_the_files_of_a_package_go_with_its_record_or_as_debris_after_it(folder_store: FolderStore) -> None:
+    for number in (1, 2, 3):
+        publish(folder_store, number)
+        files = {"config.json": folder_store.keep(f"packages/p{number}/config.json", b"{}")}
+        record = Package(release=release_id(number), files=files, verdicts=()).to_bytes()
+        folder_store.put(f"packages/p{number}/record.json", record)
+    folder_store.delete("packages/p2/record.json")  # a sweep that died in between
+    retain(folder_store, keep_releases=1)
+    assert [i.key for i in folder_store.list("packages/p1")] == []
+    assert [i.key for i in sweep(folder_store, NOW)] == ["packages/p2/config.json"]
+    assert [i.key for i in folder_store.list("packages")] == ["packages/p3/config.json", "packages/p3/record.json"]
+
+
 def test_a_challenger_that_model_weights_names_stays(tmp_path: Path) -> None:
     store = Clocked(tmp_path)
     publish(store, 1)
