@@ -19,11 +19,19 @@ from everfresh.tasks.config.gates import (
     TooFew,
 )
 from everfresh.tasks.config.load import is_path, json_schema, load_config, parse_config
+from everfresh.tasks.config.operation import (
+    HEARTBEATS,
+    AlertsConfig,
+    ApprovalConfig,
+    DeployConfig,
+    Notice,
+    ScheduleConfig,
+    Stage,
+)
 from everfresh.tasks.config.release import Export, ReleaseConfig
 from everfresh.tasks.config.retention import RetentionConfig
 from everfresh.tasks.config.sections import (
     LOSSES,
-    AlertsConfig,
     Column,
     DriftConfig,
     ImageFolder,
@@ -50,13 +58,16 @@ from everfresh.tasks.config.training import CourseConfig, FineTuneConfig, KeepCo
 
 __all__ = [
     "ERRORS",
+    "HEARTBEATS",
     "LOSSES",
     "AlertsConfig",
+    "ApprovalConfig",
     "BetterGate",
     "CalibrationGate",
     "Column",
     "Corruption",
     "CourseConfig",
+    "DeployConfig",
     "DriftConfig",
     "EvaluationConfig",
     "Export",
@@ -72,6 +83,7 @@ __all__ = [
     "ModelConfig",
     "NegativeFlipsGate",
     "NoWorseGate",
+    "Notice",
     "OnAge",
     "OnDrift",
     "OnNewSamples",
@@ -84,11 +96,13 @@ __all__ = [
     "RobustnessGate",
     "Rung",
     "S3Config",
+    "ScheduleConfig",
     "Season",
     "ServesGate",
     "Sidecar",
     "SizeGate",
     "SlicesGate",
+    "Stage",
     "TableRows",
     "TarShards",
     "Task",

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from yaml.error import MarkedYAMLError
 from yaml.reader import ReaderError
 
+from everfresh.tasks.config.operation import REFERENCE
 from everfresh.tasks.config.sections import ImageFolder, LoggedPredictions, PipelineConfig, TableRows, TarShards
 from everfresh.tasks.errors import ConfigError
 
@@ -203,7 +204,7 @@ def _inline_secrets(node: Any, path: str = "") -> Iterator[str]:
         for key, value in node.items():
             here = f"{path}.{key}" if path else str(key)
             words = [word for word in re.findall(r"[\w-]+", str(key)) if SECRET_KEY.search(word)]
-            if words and not isinstance(value, dict | list):
+            if words and not isinstance(value, dict | list) and not REFERENCE.fullmatch(str(value)):
                 yield here.removesuffix(str(key)) + words[0]  # `{password:hunter2}` is a key as a whole
             else:
                 yield from _inline_secrets(value, here)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from everfresh.tasks.config.base import Names, Section, Task, unique
 from everfresh.tasks.config.evaluation import EvaluationConfig
 from everfresh.tasks.config.gates import BetterGate, FloorGate, Gate, NoWorseGate, ServesGate
+from everfresh.tasks.config.operation import AlertsConfig, ApprovalConfig, DeployConfig, ScheduleConfig, Zone
 from everfresh.tasks.config.release import ReleaseConfig
 from everfresh.tasks.config.retention import RetentionConfig
 from everfresh.tasks.config.training import FineTuneConfig, Loss
@@ -69,17 +69,8 @@ def _http(url: str) -> str:
     return url.rstrip("/")
 
 
-def _zone(name: str) -> str:
-    try:
-        ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
-        raise ValueError(f"must be an IANA zone, got {name!r}. Write it as Europe/Berlin or UTC") from None
-    return name
-
-
 Address = Annotated[str, AfterValidator(_address)]
 Endpoint = Annotated[str, AfterValidator(_http)]
-Zone = Annotated[str, AfterValidator(_zone)]
 
 
 class ParentFolder(Section):
@@ -480,39 +471,6 @@ class PolicyConfig(Section):
     """A rung is enough when its tune accuracy is at most this far below the champion's baseline, 0…1."""
 
 
-class ScheduleConfig(Section):
-    """When the deployed flows tick. `everfresh run` is one tick at any time."""
-
-    retrain: str | None = None
-    """Cron expression of the whole loop, such as `0 3 * * *`; null for by hand only."""
-    monitor: str | None = None
-    """Cron expression of the cheap part: ingest, drift, alert."""
-    timezone: Zone = "UTC"
-    """IANA zone in which the cron expressions are read."""
-
-    @field_validator("retrain", "monitor")
-    @classmethod
-    def _five_fields(cls, cron: str | None) -> str | None:
-        if cron is not None and len(cron.split()) != 5:
-            raise ValueError(f"must be a cron expression of five fields, got {cron!r}. Every night at three is '0 3 * * *'")
-        return cron
-
-
-AlertEvent = Literal[
-    "drift.detected", "data.quarantined", "gate.rejected", "release.published", "champion.rolled-back", "champion.promoted"
-]
-
-
-class AlertsConfig(Section):
-    """Which happenings are emitted as Prefect events `everfresh.<name>`, for automations to act on."""
-
-    events: tuple[AlertEvent, ...] = (
-        "drift.detected", "data.quarantined", "gate.rejected", "release.published", "champion.rolled-back",
-        "champion.promoted",
-    )  # fmt: skip
-    """Names of the events."""
-
-
 class PipelineConfig(Section):
     """One model kept fresh."""
 
@@ -547,6 +505,10 @@ class PipelineConfig(Section):
     """When it runs by itself."""
     alerts: AlertsConfig = AlertsConfig()
     """What is told to others."""
+    approval: ApprovalConfig = ApprovalConfig()
+    """Where a person is asked."""
+    deploy: DeployConfig = DeployConfig()
+    """Where it runs by itself."""
 
     @model_validator(mode="after")
     def _task_fits(self) -> Self:

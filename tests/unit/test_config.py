@@ -260,6 +260,10 @@ BOUNDS: list[tuple[str, Any]] = [
     ("fine_tune.replay_max_samples", -1), ("fine_tune.replay_max_samples", 10_000_001),
     ("fine_tune.checkpoint_every", 0), ("fine_tune.checkpoint_every", 1_000_001),
     ("fine_tune.seed", -1), ("fine_tune.seed", 2**32),
+    ("alerts.debounce_minutes", -1), ("alerts.debounce_minutes", 10_081),
+    ("approval.hours", 0), ("approval.hours", 8_761),
+    ("deploy.gpu_slots", 0), ("deploy.gpu_slots", 10_001),
+    ("deploy.heartbeat_seconds", 29), ("deploy.heartbeat_seconds", 86_401),
 ]  # fmt: skip
 
 
@@ -386,6 +390,9 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ({"source": {"kind": "shards", "paths": []}}, r"paths: .*at least 1"),
     ({"schedule__retrain": "0 3 * *"}, r"schedule\.retrain: must be a cron expression of five fields, got '0 3 \* \*'"),
     ({"schedule__monitor": "@daily"}, r"schedule\.monitor: .*got '@daily'"),
+    ({"schedule__sweep": "weekly"}, r"schedule\.sweep: .*got 'weekly'"),
+    ({"alerts__notify": ["ops"]}, r"alerts\.notify: must name blocks as type/name, got 'ops'"),
+    ({"alerts__notify": ["slack-webhook/ops"] * 2}, r"alerts\.notify: must not repeat a name, got slack-webhook/ops"),
     ({"schedule__timezone": "Mars/Olympus"}, r"schedule\.timezone: must be an IANA zone.*got 'Mars/Olympus'"),
     ({"source__timezone": "CEST-2"}, r"timezone: must be an IANA zone.*got 'CEST-2'"),
     ({"source": {"kind": "shards", "paths": ["a"], "timezone": "../etc"}}, r"timezone: must be an IANA zone.*got '\.\./etc'"),
@@ -453,6 +460,16 @@ def test_a_value_that_holds_a_secret_is_refused_without_it(path: str, value: str
     with pytest.raises(ConfigError, match=rf"{path.replace('__', '[.]')} must not hold a credential") as caught:
         parse_config(pipeline(**{path: value}))
     assert "hunter" not in str(caught.value)
+
+
+def test_a_variable_of_a_job_that_names_a_block_is_no_secret_and_a_value_is() -> None:
+    block = "{{ prefect.blocks.secret.s3-key }}"
+    env = parse_config(pipeline(deploy={"env": {"AWS_SECRET_ACCESS_KEY": block}})).deploy.env
+    assert env == {"AWS_SECRET_ACCESS_KEY": block}
+    for value in ("hunter2", f"hunter2{block}", "{{ hunter2 }}"):
+        with pytest.raises(ConfigError, match=r"deploy\.env\.AWS_SECRET_ACCESS_KEY must not hold a credential") as caught:
+            parse_config(pipeline(deploy={"env": {"AWS_SECRET_ACCESS_KEY": value}}))
+        assert "hunter2" not in str(caught.value)
 
 
 def test_a_secret_in_a_list_is_found() -> None:
