@@ -1,0 +1,276 @@
+"""What the Prefect server does by itself about a pipeline: tells people, starts `retrain` on drift, clears up after crashes.
+
+All of it is a list of automations made from the config alone, so that deploying twice changes nothing. They act on events
+of two kinds: ours, `everfresh.<name>` about the resource `everfresh.pipeline.<name>`, and Prefect's about flow runs. Two
+things are absent rather than present, and need a *proactive* trigger: the sign of life of a run, and the tick of a schedule.
+
+A reactive trigger with `within` fires at the first event and is deaf until `within` is over; that is the debouncing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from itertools import islice, pairwise, takewhile
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+from prefect import get_client
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ActionTypes, ChangeFlowRunState, DoNothing, RunDeployment, SendNotification
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectNotFound
+
+from everfresh.tasks.config import PipelineConfig
+from everfresh.tasks.config.operation import HEARTBEATS, Notice
+from everfresh.tasks.errors import ConfigError
+
+TRIES = 3
+"""Starts of one run, the first one included; a run that crashes in each of them stays crashed."""
+LONGEST_RUN = timedelta(days=30)
+"""So long after its start a crash is still known to be that of a run which had begun."""
+GRACE = timedelta(minutes=5)
+"""A tick may be late by so much before it counts as missed."""
+FIRST_SIGN = {"process": timedelta(minutes=3), "docker": timedelta(minutes=15), "kubernetes": timedelta(minutes=30)}
+"""From the moment a worker takes a run to its first line of code: imports, and for containers an image to pull."""
+LAST_YEAR = 2060
+"""Of the ticks that are looked at; a schedule that never ticks would be looked for for ever."""
+HEARTBEAT, RUNNING, CRASHED = "prefect.flow-run.heartbeat", "prefect.flow-run.Running", "prefect.flow-run.Crashed"
+ANY_RUN = "prefect.flow-run.*"
+
+
+def wanted(config: PipelineConfig, deployments: Mapping[str, UUID], ui: str) -> list[AutomationCore]:
+    """The automations that the server should have for a pipeline, no more and no fewer.
+
+    Args:
+        config: the pipeline.
+        deployments: their ids by full name, such as `retrain/digits`; alerts about one that is not there are left out.
+        ui: address of the Prefect UI, for links in messages.
+
+    Raises:
+        ConfigError: if `alerts.notify` names a block that the server does not have.
+    """
+    return automations(config, deployments, ui, channels(config))
+
+
+def channels(config: PipelineConfig) -> dict[str, UUID]:
+    """Ids of the notification blocks that `alerts.notify` names, looked up on the server."""
+    found = {}
+    with get_client(sync_client=True) as client:
+        for named in config.alerts.notify:
+            kind, name = named.split("/")
+            try:
+                found[named] = client.read_block_document_by_name(name, kind, include_secrets=False).id
+            except ObjectNotFound:
+                raise ConfigError(
+                    f"alerts.notify must name blocks that the Prefect server has, got {named}. Make it with "
+                    f"`everfresh channel {name}`, or see `prefect block ls`."
+                ) from None
+    return found
+
+
+def automations(
+    config: PipelineConfig, deployments: Mapping[str, UUID], ui: str, notify: Mapping[str, UUID]
+) -> list[AutomationCore]:
+    """The same as `wanted`, with the ids of the notification blocks given: nothing is asked of a server."""
+    ids = {flow: deployments[full] for flow in _FLOWS if (full := f"{flow}/{config.name}") in deployments}
+    made = [*_lost(config), *_reruns(config, ids), *_retraining(config, ids), *_notices(config, ids, ui, list(notify.values()))]
+    return [made_one.model_copy(update={"tags": ["everfresh", f"pipeline:{config.name}"]}) for made_one in made]
+
+
+_FLOWS = ("monitor", "retrain", "rollback", "sweep")
+"""Whose runs are started again and told of; a `fine-tune` that ends badly is the business of the `retrain` that asked."""
+
+
+def _named(config: PipelineConfig, what: str) -> str:
+    return f"everfresh · {config.name} · {what}"
+
+
+def _of(*ids: UUID) -> ResourceSpecification:
+    """Runs of these deployments."""
+    resources = [f"prefect.deployment.{id}" for id in ids]
+    return ResourceSpecification.model_validate({"prefect.resource.role": "deployment", "prefect.resource.id": resources})
+
+
+def _any_of(config: PipelineConfig) -> ResourceSpecification:
+    """All runs of the pipeline; those without a deployment too, which begin inside of another and die with it."""
+    tag = f"prefect.tag.pipeline:{config.name}"
+    return ResourceSpecification.model_validate({"prefect.resource.role": "tag", "prefect.resource.id": tag})
+
+
+def _lost(config: PipelineConfig) -> Iterator[AutomationCore]:
+    """Runs of which nothing is heard any more: nobody is left to say so."""
+    silence = timedelta(seconds=HEARTBEATS * config.deploy.heartbeat_seconds)
+    yield AutomationCore(
+        name=_named(config, "no sign of life"),
+        description=f"A run that is silent for {HEARTBEATS} heartbeats counts as crashed.",
+        trigger=EventTrigger(
+            match={"prefect.resource.id": ANY_RUN},
+            match_related=_any_of(config),
+            for_each={"prefect.resource.id"},
+            after={HEARTBEAT},
+            expect={ANY_RUN},  # any change of state is a sign of life too, and the end of a run the last one
+            posture=Posture.Proactive,
+            within=silence,
+        ),
+        actions=[
+            _becomes(StateType.CRASHED, f"No sign of life for {silence.total_seconds():.0f} s: its machine or worker died.")
+        ],
+    )
+    yield AutomationCore(
+        name=_named(config, "never begun"),
+        description="A run that a worker took and did not begin is offered to the workers again.",
+        trigger=EventTrigger(
+            match={"prefect.resource.id": ANY_RUN},
+            match_related=_any_of(config),
+            for_each={"prefect.resource.id"},
+            after={"prefect.flow-run.Pending"},
+            expect={ANY_RUN},
+            posture=Posture.Proactive,
+            within=max(silence, FIRST_SIGN[config.deploy.kind]),
+        ),
+        actions=[_becomes(StateType.SCHEDULED, "The worker that took it did not begin it; any worker may.", "AwaitingRetry")],
+    )
+
+
+def _becomes(state: StateType, message: str, name: str | None = None) -> ChangeFlowRunState:
+    return ChangeFlowRunState(state=state, name=name, message=message, force=False)
+
+
+def _reruns(config: PipelineConfig, ids: Mapping[str, UUID]) -> Iterator[AutomationCore]:
+    """A crash is of the machine, not of the work: the same run is started again, with what it was called with."""
+    if not ids:
+        return
+    yield AutomationCore(
+        name=_named(config, "run crashed ones again"),
+        description=f"A run that had begun and crashed is started again; {TRIES} starts in all.",
+        trigger=EventTrigger(
+            match={"prefect.resource.id": ANY_RUN, "prefect.run-count": [str(n) for n in range(1, TRIES)]},
+            match_related=_of(*ids.values()),
+            for_each={"prefect.resource.id"},
+            after={RUNNING},  # one that cannot even begin would crash in a circle
+            expect={CRASHED},
+            within=LONGEST_RUN,
+        ),
+        actions=[_becomes(StateType.SCHEDULED, "It crashed and is started again, where it was.", "AwaitingRetry")],
+    )
+
+
+def _retraining(config: PipelineConfig, ids: Mapping[str, UUID]) -> Iterator[AutomationCore]:
+    if not config.alerts.retrain or "retrain" not in ids:
+        return
+    minutes = config.alerts.debounce_minutes
+    yield AutomationCore(
+        name=_named(config, "retrain on drift"),
+        description=f"A drift alert starts retrain, at most once in {minutes:g} minutes; the policy decides as always.",
+        trigger=_on(config, "drift.detected", timedelta(minutes=minutes)),
+        actions=[RunDeployment(source="selected", deployment_id=ids["retrain"], parameters=None, job_variables=None)],
+    )
+
+
+def _on(config: PipelineConfig, name: Notice, within: timedelta = timedelta(0)) -> EventTrigger:
+    """One of our own events."""
+    return EventTrigger(
+        match={"prefect.resource.id": f"everfresh.pipeline.{config.name}"}, expect={f"everfresh.{name}"}, within=within
+    )
+
+
+def _notices(config: PipelineConfig, ids: Mapping[str, UUID], ui: str, blocks: list[UUID]) -> Iterator[AutomationCore]:
+    """A message for each happening of `alerts.notify_on`; a missed tick is told in the event log where there is no channel."""
+    for notice in config.alerts.notify_on:
+        if notice == "schedule.missed":
+            yield from _missed(config, ids, ui, blocks)
+        elif blocks and (trigger := _trigger(config, notice, ids)) is not None:
+            body = _body(config, notice, ids, ui)
+            yield AutomationCore(
+                name=_named(config, f"tell {notice}"),
+                description=f"Tells {', '.join(config.alerts.notify)}.",
+                trigger=trigger,
+                actions=_tell(blocks, f"{config.name} · {_SUBJECTS[notice]}", body),
+            )
+
+
+_SUBJECTS: dict[Notice, str] = {
+    "drift.detected": "drift",
+    "data.quarantined": "samples in quarantine",
+    "retraining.decided": "retraining",
+    "approval.asked": "your approval is asked for",
+    "gate.rejected": "challenger rejected",
+    "release.published": "new champion",
+    "champion.rolled-back": "rolled back",
+    "champion.promoted": "promoted",
+    "run.failed": "a run failed",
+    "run.crashed": "a run crashed",
+    "schedule.missed": "a schedule has not ticked",
+}
+
+
+def _trigger(config: PipelineConfig, notice: Notice, ids: Mapping[str, UUID]) -> EventTrigger | None:
+    if not notice.startswith("run."):
+        return _on(config, notice)
+    if not ids:
+        return None
+    state = "FAILED" if notice == "run.failed" else "CRASHED"
+    return EventTrigger(
+        match={"prefect.resource.id": ANY_RUN, "prefect.state-type": state},
+        match_related=_of(*ids.values()),
+        expect={ANY_RUN},
+    )
+
+
+def _body(config: PipelineConfig, notice: Notice, ids: Mapping[str, UUID], ui: str) -> str:
+    """One sentence, then where to look and what to press; `{{ }}` is filled in by the server."""
+    if notice.startswith("run."):
+        name, id = "event.resource['prefect.resource.name']", "event.resource['prefect.resource.id']"
+        again = f" {{% if event.resource['prefect.run-count'] | int < {TRIES} %}}It is started again by itself.{{% endif %}}"
+        words = f"{{{{ {name} }}}}: {{{{ event.resource['prefect.state-message'] }}}}{again if notice == 'run.crashed' else ''}"
+        return f"{words}\n\nThe run: {ui}/runs/flow-run/{{{{ {id}.split('.')[-1] }}}}"
+    links = {"The report": f"{ui}/artifacts/key/{config.name}-{'drift' if notice == 'drift.detected' else 'tick'}"}
+    if "retrain" in ids:
+        links["Retrain with one click"] = f"{ui}/deployments/deployment/{ids['retrain']}/run"
+    return "{{ event.payload.words }}\n\n" + "\n".join(f"{name}: {link}" for name, link in links.items())
+
+
+def _tell(blocks: list[UUID], subject: str, body: str) -> list[ActionTypes]:
+    return [SendNotification(block_document_id=block, subject=subject, body=body) for block in blocks]
+
+
+def _missed(config: PipelineConfig, ids: Mapping[str, UUID], ui: str, blocks: list[UUID]) -> Iterator[AutomationCore]:
+    for flow in ("monitor", "retrain", "sweep"):
+        cron = getattr(config.schedule, flow)
+        if cron is None or flow not in ids:
+            continue
+        within = longest_gap(cron, config.schedule.timezone) + GRACE
+        minutes = within.total_seconds() / 60
+        words = f"{flow} of {config.name} has not run for {minutes:,.0f} minutes, although its schedule is {cron}."
+        remedy = f"Is its worker alive? {ui}/work-pools/work-pool/{config.deploy.pool}"
+        yield AutomationCore(
+            name=_named(config, f"tell schedule.missed {flow}"),
+            description=f"Tells {', '.join(config.alerts.notify) or 'the event log'}.",
+            trigger=EventTrigger(
+                match={"prefect.resource.id": ANY_RUN},
+                match_related=_of(ids[flow]),
+                expect={RUNNING, HEARTBEAT},
+                posture=Posture.Proactive,
+                within=within,
+            ),
+            actions=_tell(blocks, f"{config.name} · {_SUBJECTS['schedule.missed']}", f"{words}\n\n{remedy}") or [DoNothing()],
+        )
+
+
+def longest_gap(cron: str, timezone: str) -> timedelta:
+    """The longest time between two ticks of a schedule: nights and weekends without any are no alarm.
+
+    From a fixed day on, so that it is the same whenever it is asked.
+    """
+    start = datetime(2027, 1, 1, tzinfo=UTC).astimezone(ZoneInfo(timezone))
+    try:
+        within_years = takewhile(lambda tick: tick.year < LAST_YEAR, CronSim(cron, start))
+    except CronSimError as error:
+        raise ConfigError(
+            f"schedule must be cron expressions, got {cron!r}: {error}. Every night at three is '0 3 * * *'"
+        ) from None
+    ticks = (tick.astimezone(UTC) for tick in islice(within_years, 5_000))
+    return max((later - sooner for sooner, later in pairwise(ticks)), default=timedelta(days=366))
