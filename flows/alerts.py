@@ -9,12 +9,14 @@ from typing import Any
 from prefect.events import emit_event
 
 from everfresh.tasks.config import PipelineConfig
-from everfresh.tasks.records import AliasMove, DriftReport, JournalEntry, Tick
+from everfresh.tasks.records import AliasMove, DriftReport, JournalEntry, Question, Tick
 from everfresh.tasks.steps import open_pipeline
 
+Happening = DriftReport | JournalEntry | AliasMove | Question
 
-def announce(config: PipelineConfig, tick: Tick | None, what: DriftReport | JournalEntry | AliasMove | None) -> None:
-    """Emit the events of a measurement, a tick's end, or the champion's move by hand, as far as ``alerts.events`` names them.
+
+def announce(config: PipelineConfig, tick: Tick | None, what: Happening | None) -> None:
+    """Emit the events of a measurement, a question, a tick's end, or a move by hand, as far as ``alerts.events`` names them.
 
     `monitor` and `retrain` see the same drift, and a rerun after a crash sees it again: what was told stands under
     ``alerts/`` and is not told twice. The event's id is made from the happening, so that Prefect too knows it again.
@@ -36,8 +38,10 @@ def announce(config: PipelineConfig, tick: Tick | None, what: DriftReport | Jour
         store.create(told, json.dumps(payload, indent=1).encode() + b"\n")
 
 
-def _identity(what: DriftReport | JournalEntry | AliasMove) -> str:
+def _identity(what: Happening) -> str:
     match what:
+        case Question():
+            return what.id
         case DriftReport():
             return f"{what.view}-{what.reference}"  # measured again after other windows, it is the same happening
         case JournalEntry():
@@ -46,8 +50,10 @@ def _identity(what: DriftReport | JournalEntry | AliasMove) -> str:
             return what.id
 
 
-def _events(what: DriftReport | JournalEntry | AliasMove) -> list[tuple[str, dict[str, Any]]]:
+def _events(what: Happening) -> list[tuple[str, dict[str, Any]]]:
     match what:
+        case Question():
+            return [("approval.asked", what.model_dump(mode="json", include={"id", "stage", "title", "expires_at"}))]
         case DriftReport(alarm=True):
             numbers = what.model_dump(mode="json", include={"p_value", "score", "severity", "nearest", "key"})
             return [("drift.detected", numbers)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import uuid
 from collections.abc import Sequence
 
@@ -12,16 +11,13 @@ from prefect import get_client
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
+from everfresh.flows.markdown import plain as _cell
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.ledger import champion_moves
 from everfresh.tasks.records import Candidate, ColumnDrift, DriftReport, Evaluation, JournalEntry, Part, Tick
 from everfresh.tasks.steps import open_pipeline
 
 SHOWN_COLUMNS = 10
-SPEAKING = re.compile(r"[\\`*_\[\]<>!#~&@]")
-"""What means something in Markdown, anywhere in a line."""
-ADDRESS = re.compile(r"(\w)(:(?=//)|(?<=www)\.)", re.IGNORECASE)
-"""What makes a link of an address that stands there bare."""
 PAGE, SLICES = "report.html", "slices.png"
 """Files of an evaluation."""
 
@@ -154,12 +150,6 @@ def _verdict(drifted: bool) -> str:
 
 def _row(column: ColumnDrift, p: str) -> str:
     return f"| {_cell(column.name)} | {_means(column)} | {column.effect:+.2f} | {column.statistic:.2f} | {p} |"
-
-
-def _cell(text: str) -> str:
-    """Text of others on one line, as it is: no bar ends a cell of a table, and nothing becomes a picture, a link or HTML."""
-    plain = SPEAKING.sub(r"\\\g<0>", " ".join(text.replace("|", "¦").split()))
-    return ADDRESS.sub(r"\g<1>\\\g<2>", plain)
 
 
 def _means(column: ColumnDrift) -> str:

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import typer
 
-from everfresh.flows import cli_moves, cli_releases, cli_stack
+from everfresh.flows import cli_approval, cli_moves, cli_releases, cli_stack
 from everfresh.flows.cli_shared import FAILED, REJECTED, STOPPED, WRONG_USE, AsJson, Pipeline, Reason, show
 from everfresh.tasks.config import PipelineConfig, Rung, load_config
 from everfresh.tasks.errors import ConfigError, EverfreshError
@@ -41,6 +41,7 @@ app = typer.Typer(
 app.add_typer(cli_moves.app)
 app.add_typer(cli_releases.app)
 app.add_typer(cli_stack.app)
+app.add_typer(cli_approval.app)
 
 
 @app.callback()
@@ -105,20 +106,29 @@ def run(
     trust_labels: Annotated[
         bool, typer.Option("--trust-labels", help="With --force: the window's labels are right, though they look suspect.")
     ] = False,
+    windows: Annotated[
+        str | None,
+        typer.Option("--windows", help="With --force: retrain on the last of these, replaying only these: 3-9, 3-, -9 or 9."),
+    ] = None,
     drain: Annotated[bool, typer.Option("--all", help="Go on until nothing is new, instead of one window.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """One tick: take in what is new, detect drift, decide, and retrain, prove and publish if need be."""
     config = load_config(pipeline)
-    if (rung is not None or reason or trust_labels) and not force:
+    if (rung is not None or reason or trust_labels or windows) and not force:
         raise ConfigError(
-            "--rung, --reason and --trust-labels must go with --force, got no --force. Add it, or set the policy in the file."
+            "--rung, --reason, --trust-labels and --windows must go with --force, got no --force. "
+            "Add it, or set the policy in the file."
         )
+    first, last = cli_approval.window_range(windows)
     from everfresh.flows.retrain import retrain
 
     _ready(quiet=as_json)
-    entries = retrain(config, force=force, reason=reason, rung=_rung(rung), trust_labels=trust_labels, drain=drain)
-    _report(config, entries, as_json, "there is no window yet to retrain on" if force else "nothing is new in the source")
+    chosen: dict[str, Any] = {"rung": _rung(rung), "trust_labels": trust_labels, "first_window": first, "last_window": last}
+    entries = retrain(config, force=force, reason=reason, drain=drain, **chosen)
+    waits = cli_approval.tell_waiting(config, pipeline, quiet=as_json)
+    if entries or as_json or not waits:
+        _report(config, entries, as_json, "there is no window yet to retrain on" if force else "nothing is new in the source")
     tried = [entry for entry in entries if entry.decision.action != "nothing"]
     if tried and (tried[-1].failed_gates or (tried[-1].request and not tried[-1].tried)):
         raise typer.Exit(REJECTED)

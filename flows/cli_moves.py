@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from everfresh.flows.cli_shared import AsJson, Pipeline, Reason, Release, opened, show
+from everfresh.flows.cli_shared import AsJson, Pipeline, Reason, Release, may_have_a_server, opened, show
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.errors import ConfigError
 from everfresh.tasks.ledger import CHAMPION
@@ -167,7 +165,7 @@ def told(move: Any, as_json: bool, name: str = "champion") -> None:
 
 def _announce(config: PipelineConfig, move: Any) -> None:
     """Emit the event of a move that a person made, if there is a server to hear it; the move stands without it."""
-    if not _may_have_a_server():
+    if not may_have_a_server():
         return
     from prefect.settings import PREFECT_API_URL
 
@@ -178,12 +176,3 @@ def _announce(config: PipelineConfig, move: Any) -> None:
 
         announce(config, None, move)
         EventsWorker.drain_all(timeout=TOLD_WITHIN)  # a flow does so at its end; here the process would be gone first
-
-
-def _may_have_a_server() -> bool:
-    """Whether any of the places where Prefect reads its settings exists: else its import, seconds long, is spared."""
-    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
-    files = (home / "profiles.toml", Path("prefect.toml"), Path("pyproject.toml"), Path(".env"))
-    return any(name.startswith("PREFECT_API") or name == "PREFECT_PROFILES_PATH" for name in os.environ) or any(
-        path.exists() for path in files
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,3 +37,12 @@ def opened(pipeline: Path) -> tuple[PipelineConfig, Any]:
 
     config = load_config(pipeline)
     return config, pipeline_store(config)
+
+
+def may_have_a_server() -> bool:
+    """Whether any of the places where Prefect reads its settings exists: else its import, seconds long, is spared."""
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    files = (home / "profiles.toml", Path("prefect.toml"), Path("pyproject.toml"), Path(".env"))
+    return any(name.startswith("PREFECT_API") or name == "PREFECT_PROFILES_PATH" for name in os.environ) or any(
+        path.exists() for path in files
+    )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from prefect import flow, get_run_logger
+from prefect.runtime import flow_run
 
-from everfresh.flows import artifacts
+from everfresh.flows import approval, artifacts
 from everfresh.flows.alerts import announce
 from everfresh.flows.fine_tune import fine_tune
 from everfresh.tasks import steps
 from everfresh.tasks.config import PipelineConfig, Rung
 from everfresh.tasks.decide import best, next_rung
-from everfresh.tasks.errors import ChampionMoved, DataError, DeviceError, EverfreshError, ModelError, TrainingError
+from everfresh.tasks.errors import ChampionMoved, ConfigError, DataError, DeviceError, EverfreshError, ModelError, TrainingError
 from everfresh.tasks.journal import tried_rung
 from everfresh.tasks.records import (
     AliasMove,
@@ -24,6 +25,7 @@ from everfresh.tasks.records import (
     JournalEntry,
     Tick,
     TriedRung,
+    Wish,
 )
 
 
@@ -35,8 +37,12 @@ def retrain(
     rung: Rung | None = None,
     trust_labels: bool = False,
     drain: bool = False,
+    first_window: int | None = None,
+    last_window: int | None = None,
 ) -> list[JournalEntry]:
     """Take in what is new and answer it.
+
+    Where `config.approval` asks a person, the run waits there: suspended if it is a deployment's, else it ends.
 
     Args:
         config: the pipeline.
@@ -45,35 +51,98 @@ def retrain(
         rung: the one rung to try when forced; the policy's ladder otherwise.
         trust_labels: a person says that the labels of the forced window are right, whatever contradicts them.
         drain: go on until nothing is new, instead of one window.
+        first_window: when forced, replay no window before this one; the gates look at all of them still.
+        last_window: when forced, retrain on this window instead of the newest one.
 
     Returns:
-        A journal entry for each window that was treated; none if there was nothing to do.
+        A journal entry for each window that was treated; none if there was nothing to do, or a person is asked.
     """
-    done = []
-    tick = steps.next_window(config)
-    while tick is not None:
-        done.append(run_tick(config, tick))
-        tick = steps.next_window(config, take_in=drain)
-    retrained = bool(done and done[-1].tried) and rung is None and not trust_labels
-    if force and retrained:
-        get_run_logger().info("window %d was just retrained on by the policy: nothing is forced on top", done[-1].seq)
-    elif force and (tick := steps.forced_window(config, uuid.uuid4().hex[:12], reason, rung, trust_labels)) is not None:
-        done.append(run_tick(config, tick))
-    if done:
-        artifacts.name_run(config, done)
-    else:
+    wish = _wish(force, reason, rung, trust_labels, first_window, last_window)
+    approval.collect(config)
+    done, waits = _treat(config, _ticks(config, drain))
+    if wish is not None and _left_to_force(wish, done):
+        forced, waits_too = _treat(config, _forced(config, wish))
+        done, waits = done + forced, waits_too or waits
+    entries = [entry for _, entry in done]
+    if entries:
+        artifacts.name_run(config, entries)
+    elif not waits:
         get_run_logger().info(
             "nothing to do: %s", "there is no window yet to retrain on" if force else "nothing is new in the source"
         )
-    return done
+    return entries
+
+
+def _wish(
+    force: bool, reason: str, rung: Rung | None, trust_labels: bool, first_window: int | None, last_window: int | None
+) -> Wish | None:
+    """What a person forces, if they do.
+
+    Raises:
+        ConfigError: what only a forced run can have is given without it, or the range of windows is none.
+    """
+    if not force and (rung or trust_labels or first_window or last_window):
+        raise ConfigError(
+            "rung, trust_labels, first_window and last_window must go with force, got no force. Add it, or leave them out."
+        )
+    if first_window and last_window and first_window > last_window:
+        raise ConfigError(f"first_window must not be after last_window, got {first_window} and {last_window}. Swap them.")
+    if not force:
+        return None
+    return Wish(reason=reason, rung=rung, trust_labels=trust_labels, first_window=first_window, last_window=last_window)
+
+
+def _ticks(config: PipelineConfig, drain: bool) -> Iterator[Tick]:
+    """Forced ticks that a person has answered by now, then the window that waits, then what is new."""
+    while (tick := steps.answered_window(config)) is not None:
+        yield tick
+    tick = steps.next_window(config)
+    while tick is not None:
+        yield tick
+        tick = steps.next_window(config, take_in=drain)
+
+
+def _forced(config: PipelineConfig, wish: Wish) -> Iterator[Tick]:
+    """The forced tick; a rerun of the same flow run forces the same one."""
+    request = uuid.uuid5(uuid.NAMESPACE_OID, flow_run.id or uuid.uuid4().hex).hex[:12]
+    if (tick := steps.forced_window(config, request, wish)) is not None:
+        yield tick
+
+
+def _left_to_force(wish: Wish, done: Sequence[tuple[Tick, JournalEntry]]) -> bool:
+    """Whether nothing has done yet what is wished for: this very tick after an answer, or just now the policy by itself."""
+    if any(tick.fulfils(wish) for tick, _ in done):
+        return False
+    alike = wish.rung is None and not wish.trust_labels and wish.first_window is None and wish.last_window is None
+    if alike and done and done[-1][1].tried:
+        get_run_logger().info("window %d was just retrained on by the policy: nothing is forced on top", done[-1][0].seq)
+        return False
+    return True
+
+
+def _treat(config: PipelineConfig, ticks: Iterator[Tick]) -> tuple[list[tuple[Tick, JournalEntry]], bool]:
+    """Run ticks until there is none left or a person is asked; the latter is told by the flag."""
+    done = []
+    for tick in ticks:
+        try:
+            done.append((tick, run_tick(config, tick)))
+        except approval.Waiting as question:
+            get_run_logger().info("%s", question)
+            return done, True
+    return done, False
 
 
 def run_tick(config: PipelineConfig, tick: Tick, beside: Sequence[Rung] = ()) -> JournalEntry:
-    """The stages in order, for one window; `beside` names rungs to measure that decide nothing."""
+    """The stages in order, for one window; `beside` names rungs to measure that decide nothing.
+
+    Raises:
+        Waiting: a person is asked, and has not answered yet.
+    """
     drift = steps.detect_drift(config, tick)
     decision = steps.decide_action(config, tick, drift)
     artifacts.drift_table(config, tick, drift)
     announce(config, tick, drift)
+    decision = approval.before_training(config, tick, drift, decision)
     tried, unfit, failure = climb(config, tick, decision)
     evaluation, published = prove(config, tick, drift, best(tried))
     others = measure(config, tick, drift, beside, tried) if decision.action == "retrain" else []
@@ -131,12 +200,12 @@ def measure(
 def prove(
     config: PipelineConfig, tick: Tick, drift: DriftReport | None, challenger: Candidate | None
 ) -> tuple[Evaluation | None, AliasMove | None]:
-    """Evaluate and publish; again if the champion moved in between."""
+    """Evaluate and publish, if a person who is asked agrees; again if the champion moved in between."""
     if challenger is None:
         return None, None
     evaluation = steps.evaluate(config, tick, challenger, drift)
     artifacts.evaluation_report(config, tick, challenger, evaluation)
-    while evaluation.passed:
+    while evaluation.passed and approval.before_publishing(config, tick, challenger, evaluation):
         try:
             return evaluation, steps.publish(config, tick, drift, challenger, evaluation)
         except ChampionMoved:

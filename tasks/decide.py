@@ -118,7 +118,7 @@ def _obstacle(tick: Tick, window: Window) -> str:
     """Why nothing can be trained on a window; empty if something can."""
     if not window.splits.get("train"):
         return "; ".join(("but the window has no labelled sample to train on", *_waiting(window)))
-    if len(window.train_classes) < 2 and not any(banked.seq for banked in tick.bank):  # an adopted model's are all hold-out
+    if len(window.train_classes) < 2 and not any(banked.seq for banked in tick.replayed):  # an adopted model's are all hold-out
         (only,) = window.train_classes
         return f"but the window has training samples of one class only ({only!r}) and nothing earlier to replay"
     return ""

@@ -16,6 +16,7 @@ from everfresh.tasks.errors import DataError, ObjectMissing
 from everfresh.tasks.ledger import Log, champion_moves, find, settle, stream
 from everfresh.tasks.records import (
     AliasMove,
+    Answer,
     Banked,
     Candidate,
     Cost,
@@ -28,6 +29,7 @@ from everfresh.tasks.records import (
     Tick,
     TriedRung,
     Window,
+    Wish,
 )
 from everfresh.tasks.store import Store
 
@@ -77,18 +79,20 @@ def outlook(
     reason: str = "",
     rung: Rung | None = None,
     trust_labels: bool = False,
+    replay_from: int = 0,
     replay: str = "",
 ) -> Tick:
-    """What a tick over a window would set out from now."""
+    """What a tick over a window would set out from now; one that is forced on a past window compares on the bank of today."""
     move = champion_moves(store).last()
     release = find(store, f"releases/{move.release}/release.json", Release) if move else None
-    last = previous(store, entry.seq, request)
+    last = latest(store) if request else previous(store, entry.seq)
     return Tick(
         seq=entry.seq,
         request=request,
         reason=reason,
         rung=rung,
         trust_labels=trust_labels,
+        replay_from=replay_from,
         replay=replay,
         view=entry.view,
         champion=move.release if move else None,
@@ -106,15 +110,15 @@ def _bank(last: JournalEntry | None, release: Release | None) -> tuple[Banked, .
     return adopted + known
 
 
-def unfinished(store: Store, wanted: Tick) -> Tick | None:
+def unfinished(store: Store, seq: int, wish: Wish) -> Tick | None:
     """A tick that was forced in the same words on the same window and died before its journal entry.
 
     One that was forced in other words stays dead: who asks for a cheaper rung must not get the one that ran out of memory.
     """
-    prefix = f"ticks/{wanted.seq:08d}-"
+    prefix = f"ticks/{seq:08d}-"
     listed = takewhile(lambda i: i.key.startswith(prefix), store.list("ticks", after=prefix))
     ticks = [Tick.from_bytes(store.get(i.key)) for i in listed if not i.key.endswith("-tick.json")]
-    asked = [t for t in ticks if (t.reason, t.rung, t.trust_labels) == (wanted.reason, wanted.rung, wanted.trust_labels)]
+    asked = [t for t in ticks if t.fulfils(wish)]
     return next((t for t in asked if not store.exists(f"journal/{t.seq:08d}-{t.request}.json")), None)
 
 
@@ -146,6 +150,7 @@ def sum_up(
     failure: str = "",
     unfit: Mapping[Rung, str] | None = None,
     beside: Sequence[TriedRung] = (),
+    answers: Sequence[Answer] = (),
 ) -> JournalEntry:
     """The journal entry that will end a tick."""
     window, unfit = window_of(store, tick.view), {**decision.left_out, **(unfit or {})}
@@ -170,7 +175,7 @@ def sum_up(
         unfit=unfit,
         beside=tuple(beside),
         evaluation=evaluation.key if evaluation else None,
-        failed_gates=evaluation.failed_gates if evaluation else (),
+        failed_gates=(*evaluation.failed_gates, *_refused(answers)) if evaluation else (),
         gain=evaluation.window.gain if evaluation else None,
         challenger_accuracy=evaluation.window.challenger.accuracy if evaluation else None,
         release=published.release if published else None,
@@ -179,6 +184,7 @@ def sum_up(
         champion_version=head.version if head else None,
         trust=trust,
         failure=failure,
+        answers=tuple(answers),
         bank=bank,
         samples_since_training=0 if tried else window.labelled + (last.samples_since_training if last else 0),
         windows_since_training=0 if tried else 1 + (last.windows_since_training if last else 0),
@@ -186,6 +192,11 @@ def sum_up(
         started_at=tick.now,
         finished_at=store.now(),
     )
+
+
+def _refused(answers: Sequence[Answer]) -> tuple[str, ...]:
+    """The gate that a person is, if they said no to the release."""
+    return tuple("approval" for said in answers if said.stage == "before_publishing" and not said.approved)
 
 
 def tried_rung(candidate: Candidate, evaluation: Evaluation | None, before: Cost | None = None) -> TriedRung:

@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from everfresh.tasks.config import Rung, Task, Trust
+from everfresh.tasks.config import Rung, Stage, Task, Trust
 from everfresh.tasks.errors import StoreError
 
 Split = Literal["train", "tune", "holdout"]
 Share = Annotated[float, Field(ge=0, le=1)]
+Through = Literal["form", "command", "expiry"]
+"""How an answer came: by the form in Prefect's UI, by `everfresh approve`, or because nobody answered in time."""
 
 
 def digest_of(*parts: Any) -> str:
@@ -187,6 +189,18 @@ class Banked(Value):
     """Samples with a label."""
 
 
+class Wish(Value):
+    """What a person asks for who forces a tick."""
+
+    reason: str = ""
+    rung: Rung | None = None
+    trust_labels: bool = False
+    first_window: int | None = Field(default=None, ge=1)
+    """First window whose samples are replayed; None for all of the bank."""
+    last_window: int | None = Field(default=None, ge=1)
+    """The window to retrain on; None for the newest one."""
+
+
 class Tick(Record):
     """What one tick set out from. A rerun after a crash sets out from the same, so it ends the same."""
 
@@ -199,6 +213,8 @@ class Tick(Record):
     """The one rung that a person asked for."""
     trust_labels: bool = False
     """A person has said that the window's labels are right."""
+    replay_from: int = Field(default=0, ge=0)
+    """First window whose samples a person wants replayed; 0 for all of the bank."""
     replay: str = ""
     """Id of the replay that it belongs to; empty when it is live."""
     view: str
@@ -211,6 +227,16 @@ class Tick(Record):
     """Earlier trusted windows, oldest first."""
     now: AwareDatetime
     """The store's clock at the start; ages are measured from it."""
+
+    @property
+    def replayed(self) -> tuple[Banked, ...]:
+        """Windows of the bank whose training samples are learnt from again; all of it is compared on."""
+        return tuple(b for b in self.bank if b.view != self.view and self.replay_from <= b.seq <= self.seq)
+
+    def fulfils(self, wish: Wish) -> bool:
+        """Whether it was forced in these words."""
+        words = (self.reason, self.rung, self.trust_labels, self.replay_from)
+        return bool(self.request) and words == (wish.reason, wish.rung, wish.trust_labels, wish.first_window or 0)
 
 
 class Component(Value):
@@ -720,6 +746,42 @@ class RemovedRelease(Record):
     at: AwareDatetime
 
 
+class Question(Record):
+    """What a person is asked. The tick waits until it is answered, or too old."""
+
+    id: str
+    """Its folder under ``approvals/``."""
+    seq: int = Field(ge=1)
+    request: str
+    """Of the tick that waits."""
+    stage: Stage
+    title: str
+    """In one sentence."""
+    words: str
+    """All that the person should know, in Markdown."""
+    asked_at: AwareDatetime
+    expires_at: AwareDatetime
+    """By the store's clock; from then on it counts as rejected."""
+
+
+class Answer(Record):
+    """What became of a question, said by whoever was first."""
+
+    stage: Stage
+    approved: bool
+    by: str
+    reason: str
+    through: Through
+    at: AwareDatetime
+
+    @property
+    def sentence(self) -> str:
+        """Who said what, and why."""
+        verb = "approved" if self.approved else "rejected"
+        what = "the training" if self.stage == "before_training" else "the release"
+        return f"{self.by} {verb} {what}{f': {self.reason}' if self.reason else ''}"
+
+
 class TriedRung(Value):
     """One rung of the ladder as the journal tells it."""
 
@@ -774,6 +836,8 @@ class JournalEntry(Record):
     trust: Trust
     failure: str = ""
     """Why training could not go on, if it could not; the next window is not held up by it."""
+    answers: tuple[Answer, ...] = ()
+    """What people said who were asked; one that says no before publishing makes `failed_gates` hold `approval`."""
     bank: tuple[Banked, ...]
     """Trusted windows after this tick, oldest first, bounded."""
     samples_since_training: int

@@ -16,9 +16,9 @@ from uuid import UUID
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 
-from everfresh.tasks import alias, decide, ingest, journal
+from everfresh.tasks import alias, approvals, decide, ingest, journal
 from everfresh.tasks.config import PipelineConfig, Rung
-from everfresh.tasks.errors import AccessRefused, DigestMismatch, ObjectMissing, RungUnfit, StoreError
+from everfresh.tasks.errors import AccessRefused, DataError, DigestMismatch, ObjectMissing, RungUnfit, StoreError
 from everfresh.tasks.ledger import champion_moves, stream
 from everfresh.tasks.progress import listening
 from everfresh.tasks.records import (
@@ -31,6 +31,7 @@ from everfresh.tasks.records import (
     StreamEntry,
     Tick,
     TriedRung,
+    Wish,
 )
 from everfresh.tasks.releases import find_release
 from everfresh.tasks.store import Store, pipeline_store
@@ -115,17 +116,39 @@ def watched_window(config: PipelineConfig) -> Tick | None:
 
 
 @step("forced window")
-def forced_window(config: PipelineConfig, request: str, reason: str, rung: Rung | None, trust_labels: bool) -> Tick | None:
-    """Where a tick sets out from that a person forces on the newest window that was treated.
+def forced_window(config: PipelineConfig, request: str, wish: Wish) -> Tick | None:
+    """Where a tick sets out from that a person forces, on the newest window that was treated or on one that they name.
 
     One that was forced in the same words and died before its end is gone on with.
     """
     store = open_pipeline(config)
-    entry = stream(store).entry(journal.scheduled(store).last_seq())
+    newest = journal.scheduled(store).last_seq()
+    if wish.last_window is not None and wish.last_window > newest:
+        raise DataError(
+            f"last_window must be a window that was treated, got {wish.last_window} and {newest} of them. "
+            "See `everfresh history`; leave it out for the newest one."
+        )
+    entry = stream(store).entry(wish.last_window or newest)
     if entry is None:
         return None
-    wanted = journal.outlook(store, entry, request=request, reason=reason, rung=rung, trust_labels=trust_labels)
-    return journal.unfinished(store, wanted) or journal.begin(store, wanted)
+    if (died := journal.unfinished(store, entry.seq, wish)) is not None:
+        return died
+    wanted = journal.outlook(
+        store,
+        entry,
+        request=request,
+        reason=wish.reason,
+        rung=wish.rung,
+        trust_labels=wish.trust_labels,
+        replay_from=wish.first_window or 0,
+    )
+    return journal.begin(store, wanted)
+
+
+@step("answered window")
+def answered_window(config: PipelineConfig) -> Tick | None:
+    """Where a tick that a person forced goes on, once it was answered what it asked."""
+    return approvals.answered(open_pipeline(config))
 
 
 @step("replayed window")
@@ -241,7 +264,11 @@ def sum_up(
     window = journal.window_of(store, tick.view)
     trust = evaluation.trust if evaluation else judge_labels(window, drift, None, vouched=tick.trust_labels)
     bank = decide.bank_after(tick, window, drift, trust)
-    return journal.sum_up(store, tick, drift, decision, tried, evaluation, published, trust, bank, failure, unfit, beside)
+    asked = config.approval.ask is not None and not tick.replay
+    answers = approvals.given(store, tick, evaluation.key if evaluation else "") if asked else ()
+    return journal.sum_up(
+        store, tick, drift, decision, tried, evaluation, published, trust, bank, failure, unfit, beside, answers
+    )
 
 
 @step("journal")

@@ -180,7 +180,7 @@ def _planned(config: PipelineConfig, tick: Tick, rung: Rung, release: Release | 
     if tick.request:  # another draw: a person who forces wants another model, not the same one under a new name
         seed = int(digest_of(config.fine_tune.seed, tick.request)[:7], 16)
         config = config.model_copy(update={"fine_tune": config.fine_tune.model_copy(update={"seed": seed})})
-    replay = tuple(b.view for b in tick.bank if b.view != tick.view)
+    replay = tuple(b.view for b in tick.replayed)
     start = start if rung == "full" else None
     origin = start or (release if rung != "pretrained" else None)
     if rung == "full" and origin and config.fine_tune.full_epochs is not None:
@@ -215,7 +215,8 @@ def _pools(store: Store, config: PipelineConfig, tick: Tick, rung: Rung, targets
     window, earlier = View(store, tick.view), [View(store, b.view) for b in tick.bank if b.view != tick.view]
     # A group that is hold-out anywhere is learnt from nowhere, also where an adopted model's validation pictures come in again.
     withheld = frozenset(s.group for view in earlier for s in view.samples if s.split == "holdout")
-    train = pool_of(window, earlier, "train", targets, _most_replayed(config, rung, window), withheld)
+    replayed = [View(store, b.view) for b in tick.replayed]
+    train = pool_of(window, replayed, "train", targets, _most_replayed(config, rung, window), withheld)
     if not len(train.parts[0][1]):
         raise DataError(
             f"fine_tune: window {tick.seq} must have labelled training samples of model.classes, got none. "

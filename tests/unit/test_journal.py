@@ -11,7 +11,7 @@ from support.loop import arrive, open_tick, pipeline, run_window, second_window
 from everfresh.tasks import alias, ingest, journal
 from everfresh.tasks.errors import DataError
 from everfresh.tasks.ledger import stream
-from everfresh.tasks.records import Decision, Tick
+from everfresh.tasks.records import Decision, Tick, Wish
 from everfresh.tasks.store import FolderStore
 
 NOTHING = Decision(action="nothing", reasons=("quiet",))
@@ -128,6 +128,6 @@ def test_a_forced_tick_that_died_is_gone_on_with_in_the_same_words_only(second: 
     run_window(store, config)
     head = stream(store).last()
     died = journal.begin(store, journal.outlook(store, head, request="f1", reason="use everything", rung="full"))
-    assert journal.unfinished(store, journal.outlook(store, head, request="f2", reason="use everything", rung="full")) == died
+    assert journal.unfinished(store, head.seq, Wish(reason="use everything", rung="full")) == died
     for other in ({"reason": "cheap one instead", "rung": "head"}, {"reason": "use everything"}, {}):
-        assert journal.unfinished(store, journal.outlook(store, head, request="f2", **other)) is None
+        assert journal.unfinished(store, head.seq, Wish(**other)) is None
