@@ -53,7 +53,8 @@ def _identity(what: Happening) -> str:
 def _events(what: Happening) -> list[tuple[str, dict[str, Any]]]:
     match what:
         case Question():
-            return [("approval.asked", what.model_dump(mode="json", include={"id", "stage", "title", "expires_at"}))]
+            facts = what.model_dump(mode="json", include={"id", "stage", "expires_at"})
+            return [("approval.asked", {"words": what.title, **facts})]
         case DriftReport(alarm=True):
             numbers = what.model_dump(mode="json", include={"p_value", "score", "severity", "nearest", "key"})
             return [("drift.detected", numbers)]

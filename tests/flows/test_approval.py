@@ -144,6 +144,8 @@ def test_a_range_of_windows_limits_what_is_replayed_not_what_is_compared(pipelin
         ({"force": True, "last_window": 9}, DataError, "must be a window that was treated, got 9 and 2 of them"),
     ],
 )
-def test_a_range_that_is_none_is_refused(pipeline: Pipeline, chosen: dict[str, Any], error: type[Exception], words: str) -> None:
+def test_a_range_that_is_none_is_refused(
+    pipeline: Pipeline, chosen: dict[str, Any], error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=words):
         retrain(pipeline.config, **chosen)
