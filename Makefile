@@ -5,7 +5,7 @@ HOME_OF_RUNS := $(CURDIR)/run/prefect
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run up test test-slow lint format bench bench-gates bench-gates-truth bench-seeds bench-pacs bench-adapt bench-forgetting bench-kill bench-s3 bench-upload \
+.PHONY: help run up demo test test-slow lint format bench bench-gates bench-gates-truth bench-seeds bench-pacs bench-adapt bench-forgetting bench-kill bench-s3 bench-upload \
 	bench-drift bench-drift-speed bench-harm bench-flights bench-flights-stream bench-train-overhead bench-train-layout bench-train-input \
 	bench-train-peers bench-serve lock clean
 help: ## this list
@@ -26,6 +26,9 @@ run: .venv/.installed ## see the whole loop work on real digits, two to three mi
 
 up: .venv/.installed ## Prefect server, two workers and an S3 server on this machine; Ctrl-C ends all
 	@$(BIN)/everfresh up
+
+demo: .venv/.installed ## beside `make up`: drift arrives and is answered, with nobody touching it
+	@$(BIN)/everfresh demo-live
 
 test: .venv/.installed ## the whole suite, under 10 minutes on 2 cores
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile

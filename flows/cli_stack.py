@@ -1,7 +1,8 @@
-"""``everfresh up``: the local stack on the command line."""
+"""``everfresh up`` and ``demo-live``: the local stack on the command line."""
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from pathlib import Path
@@ -25,6 +26,22 @@ def up(
     from everfresh.flows.stack import run_stack
 
     run_stack(folder, postgres, _Terminal())
+
+
+@app.command()
+def demo_live(
+    folder: Folder = Path("run/stack"),
+    seed: Annotated[int, typer.Option("--seed", help="Order of the digits, split and training.", min=0)] = 0,
+    minutes: Annotated[float, typer.Option("--minutes", help="It fails if it takes longer.", min=1)] = 30,
+) -> None:
+    """On the stack of `everfresh up`: deploys the digits' pipeline, lets drift arrive, and shows which run led to which."""
+    from everfresh.flows.stack import read_stack
+
+    stack = read_stack(folder)
+    os.environ.update(stack.environment)  # before Prefect reads its settings
+    from everfresh.flows.demo_live import run_live
+
+    run_live(stack, seed, minutes)
 
 
 class _Terminal:

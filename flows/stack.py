@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -98,9 +99,12 @@ def run_stack(folder: Path, postgres: str | None, say: Callable[[str, str], None
             _make_bucket(stack)
             for pool in stack.pools.values():  # one after the other: two that make their pools at once lock SQLite
                 supervisor.start(_worker(stack, pool))
+            _write(folder / "env", "".join(f"export {k}={shlex.quote(v)}\n" for k, v in stack.environment.items()))
             _write(told, stack.model_dump_json(indent=1))
             say("up", f"Prefect {stack.ui} · S3 {stack.s3} · logs {stack.logs} · Ctrl-C ends all")
-            say("up", "next: `make demo` in another terminal")
+            say(
+                "up", f"next: `make demo` in another terminal; or `source {os.path.relpath(folder)}/env`, and your own pipeline"
+            )
             supervisor.keep(stop)
             say("up", "ending …")
         finally:
