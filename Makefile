@@ -36,10 +36,11 @@ test: .venv/.installed ## the whole suite, under 10 minutes on 2 cores
 test-slow: .venv/.installed ## processes killed and raced, some minutes more
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
-lint: .venv/.installed ## ruff and mypy
+lint: .venv/.installed ## ruff, mypy, and a validator for each kind of file in infra/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python infra/lint.py
 
 format: .venv/.installed ## let ruff rewrite
 	$(BIN)/ruff check --fix .
@@ -108,6 +109,8 @@ bench-serve: .venv/.installed ## a service under load through 50 releases, 20 ro
 lock: .venv/.installed ## resolve anew, hashes and no host names
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header --extra dev pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header --extra images -c requirements.lock pyproject.toml -o infra/images/requirements.lock
 
 clean: ## remove the environment and all runs
 	rm -rf .venv run build *.egg-info

@@ -20,6 +20,12 @@ BUCKET = "everfresh-tests"
 ACCESS_KEY, SECRET_KEY = "EVERFRESHTESTSACCESS", "tests-9fP3xQ-planted-secret-of-the-owner"
 READER_KEY, READER_SECRET = "EVERFRESHTESTSREADER", "tests-c71LmZ-planted-secret-of-a-reader"
 """Of somebody who may read and list, but not write."""
+POLICIES = Path(__file__).parents[2] / "infra" / "policies"
+ROLES = {
+    name: (f"EVERFRESHTESTS{name.upper()}POLICY", f"tests-policy-{name}")
+    for name in sorted(p.stem for p in POLICIES.glob("*.json"))
+}
+"""Keys of somebody for each policy of the project, who may do what it says in the tests' bucket and nothing else."""
 STARTS_WITHIN = 60.0
 """Seconds; it takes about one on an idle machine."""
 
@@ -48,7 +54,9 @@ def running_server(folder: Path) -> Iterator[str]:
         _identity("reader", READER_KEY, READER_SECRET, "Read", "List"),
     ]
     identities = folder / "identities.json"
-    identities.write_text(json.dumps({"identities": people}))
+    people += [{**_identity(name, *keys), "policyNames": [name]} for name, keys in ROLES.items()]
+    policies = [{"name": name, "content": policy(name)} for name in ROLES]
+    identities.write_text(json.dumps({"identities": people, "policies": policies}))
     master, volume, filer, s3 = _free_ports(4)
     command = [
         _program(), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
@@ -69,6 +77,11 @@ def running_server(folder: Path) -> Iterator[str]:
         finally:
             server.kill()
             server.wait()
+
+
+def policy(name: str) -> str:
+    """A policy of the project for the tests' bucket."""
+    return (POLICIES / f"{name}.json").read_text("utf-8").replace("everfresh-models", BUCKET)
 
 
 def _identity(name: str, access_key: str, secret_key: str, *actions: str) -> dict[str, Any]:

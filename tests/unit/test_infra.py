@@ -1,0 +1,105 @@
+"""`infra/`: what the validators of `make lint` catch, that secrets fit each other, and that nothing there sends telemetry."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+INFRA = ROOT / "infra"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"infra_{name}", INFRA / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+lint, make_secrets = script("lint"), script("make_secrets")
+
+
+def edited(path: Path, folder: Path, edit: Callable[[str], str]) -> Path:
+    """A file of `infra/` with a mistake in it."""
+    before = path.read_text("utf-8")
+    after = edit(before)
+    assert after != before
+    (folder / path.name).write_text(after, "utf-8")
+    return folder / path.name
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "told"),
+    [
+        ("images/cpu.Dockerfile", "USER 10001:10001\n", "", "must have USER"),
+        ("images/cpu.Dockerfile", "WORKDIR /src", "WORKDIR src", "DL3000"),
+        ("images/cuda.Dockerfile", "HEALTHCHECK", "# HEALTHCHECK", "must have HEALTHCHECK"),
+        ("compose.yaml", "condition: service_healthy", "condition: service_fine", "service_fine|condition"),
+        ("compose.yaml", "    ports: [", "    prots: [", "prots"),
+        ("compose.yaml", '"127.0.0.1:8333:8333"', '"8333:8333"', "must be on loopback"),
+        ("compose.yaml", "redis:8.2.2-bookworm", "redis:latest", "must have a fixed tag"),
+        ("kubernetes/server.yaml", "replicas: 2", "replica: 2", "replica"),
+        ("kubernetes/worker.yaml", "verbs: [get", "verb: [get", "verb"),
+        ("policies/reader.json", '"s3:ListBucket"', '"s3:ListBuckets"', "listbuckets"),
+        ("policies/worker.json", '"Effect": "Deny"', '"Efect": "Deny"', "Efect|Effect"),
+        ("policies/publisher.json", '"s3:PutObject"', '"s3:*"', "must name its actions"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_caught(file: str, before: str, after: str, told: str, tmp_path: Path) -> None:
+    wrong = edited(INFRA / file, tmp_path, lambda text: text.replace(before, after))
+    pattern = next(p for p in lint.KINDS if (INFRA / file) in INFRA.glob(p))
+    found = list(lint.KINDS[pattern](wrong))
+    assert any(word in line for line in found for word in told.split("|")), found
+
+
+def test_secrets_fit_each_other_and_are_for_their_owner_alone(tmp_path: Path) -> None:
+    made = make_secrets.write(tmp_path)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in made} == {0o600}
+    values = {p.name: dict(line.split("=", 1) for line in p.read_text().splitlines()) for p in made if p.suffix == ".env"}
+    server = values["server.env"]
+    assert f":{server['POSTGRES_PASSWORD']}@" in server["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
+    s3 = json.loads((tmp_path / "s3.json").read_text())
+    known = {c["accessKey"]: (c["secretKey"], one.get("policyNames")) for one in s3["identities"] for c in one["credentials"]}
+    for name, role in (("worker.env", "publisher"), ("gpu-worker.env", "worker")):
+        assert known[values[name]["AWS_ACCESS_KEY_ID"]] == (values[name]["AWS_SECRET_ACCESS_KEY"], [role])
+        assert values[name]["PREFECT_API_AUTH_STRING"] == server["PREFECT_SERVER_API_AUTH_STRING"]
+    assert {p["name"]: json.loads(p["content"]) for p in s3["policies"]} == {
+        path.stem: json.loads(path.read_text()) for path in (INFRA / "policies").glob("*.json")
+    }
+    with pytest.raises(FileExistsError, match=r"server\.env must not be written over"):
+        make_secrets.write(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    assert {p.read_text() for p in make_secrets.write(other)} & {p.read_text() for p in made} == set()
+
+
+def test_what_git_ignores_is_what_the_script_writes() -> None:
+    ignored = (ROOT / ".gitignore").read_text().split()
+    assert {"infra/*.env", "infra/s3.json"} <= set(ignored)
+    assert all(name.endswith(".env") or name == "s3.json" for name in make_secrets.NAMES)
+    assert list(INFRA.glob("*.example")) == []
+
+
+def test_every_service_of_the_compose_file_is_told_not_to_send_telemetry() -> None:
+    services = yaml.safe_load((INFRA / "compose.yaml").read_text())["services"]
+    for name in ("migrate", "server", "services", "worker", "gpu-worker", "s3"):
+        assert services[name]["environment"]["DO_NOT_TRACK"] == "1", name
+        assert services[name]["environment"]["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false", name
+    assert "-master.telemetry=false" in services["s3"]["command"]
+
+
+def test_a_folder_that_was_emptied_does_not_pass(tmp_path: Path) -> None:
+    shutil.copytree(INFRA / "policies", tmp_path / "policies")
+    for path in (tmp_path / "policies").glob("*.json"):
+        path.unlink()
+    assert [line for line in lint.problems(tmp_path) if "policies" in line]
