@@ -22,7 +22,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput, read_flow_run_input
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from everfresh.flows.alerts import announce
 from everfresh.flows.markdown import plain
@@ -106,12 +106,18 @@ def _asked(config: PipelineConfig, tick: Tick, stage: Stage, title: str, words: 
 
 
 def _suspended(config: PipelineConfig, store: Store, question: Question) -> Answer | None:
-    """Suspend this run, if it can be and no other one holds the form; a resumed run gets the answer."""
+    """Suspend this run, if it can be and no other one holds the form.
+
+    It ends here, and begins anew once the form is filled in: then `collect` has read it.
+    """
     run = _this_run()
     host = _host(store, question)
     if run is None or run.deployment_id is None or run.parent_task_run_id is not None:
         return None
     if host is not None and host != run.id and _is_paused(host):
+        return None
+    if _key(question) in (run.empirical_policy.pause_keys or ()):  # it would not be suspended again
+        log.warning("the run was resumed without an answer")
         return None
     store.put(_form(question), json.dumps({"run": str(run.id)}).encode())
     name = f"{config.name} · window {question.seq} · waits for an answer {question.stage.replace('_', ' ')}"
@@ -120,16 +126,18 @@ def _suspended(config: PipelineConfig, store: Store, question: Question) -> Answ
     create_markdown_artifact(question.words, key=f"{config.name}-approval", description=question.title)
     left = math.ceil((question.expires_at - store.now()).total_seconds())
     form = Approval.with_initial_data(description=question.words)
-    try:
-        suspend_flow_run(wait_for_input=form, timeout=max(1, left), key=question.id)
-    except ValidationError:  # resumed by something other than the form, and without an answer
-        log.warning("the run was resumed without an answer")
+    suspend_flow_run(wait_for_input=form, timeout=max(1, left), key=_key(question))
     return _read(store, question, run.id)
 
 
 def _this_run() -> FlowRun | None:
     context = FlowRunContext.get()
     return context.flow_run if context else None
+
+
+def _key(question: Question) -> str:
+    """The question's name for Prefect, which takes no underscore there."""
+    return question.id.replace("_", "-")
 
 
 def _form(question: Question) -> str:
@@ -154,7 +162,7 @@ def _is_paused(run: UUID) -> bool:
 
 def _read(store: Store, question: Question, run: UUID) -> Answer | None:
     """Write down what a run's form was filled in with; None where it was not."""
-    value: Any = read_flow_run_input(f"suspended-{question.id}-response", flow_run_id=run)
+    value: Any = read_flow_run_input(f"suspended-{_key(question)}-response", flow_run_id=run)
     if not value:
         return None
     said = Approval.model_validate(value)
