@@ -78,12 +78,14 @@ def before_training(config: PipelineConfig, tick: Tick, drift: DriftReport | Non
     return decision if said.approved else approvals.declined(decision, said)
 
 
-def before_publishing(config: PipelineConfig, tick: Tick, challenger: Candidate, evaluation: Evaluation) -> bool:
+def before_publishing(
+    config: PipelineConfig, tick: Tick, drift: DriftReport | None, challenger: Candidate, evaluation: Evaluation
+) -> bool:
     """Whether a challenger that the gates let pass may go live."""
     if config.approval.ask != "before_publishing" or tick.replay:
         return True
     title = f"May the {challenger.rung} challenger of window {tick.seq} go live?"
-    words = _about_publishing(config, tick, challenger, evaluation)
+    words = _about_publishing(config, tick, drift, challenger, evaluation)
     return _asked(config, tick, "before_publishing", title, words, evaluation.key).approved
 
 
@@ -219,7 +221,9 @@ def _drift_words(config: PipelineConfig, drift: DriftReport | None) -> Iterator[
         yield "\n".join(["| most drifted | effect (SD) | p, corrected |", "|---|---|---|", *rows])
 
 
-def _about_publishing(config: PipelineConfig, tick: Tick, challenger: Candidate, evaluation: Evaluation) -> list[str]:
+def _about_publishing(
+    config: PipelineConfig, tick: Tick, drift: DriftReport | None, challenger: Candidate, evaluation: Evaluation
+) -> list[str]:
     gates = [f"| {plain(v.gate)} | {v.outcome} | {plain(v.words.removeprefix(f'{v.gate}: '))} |" for v in evaluation.verdicts]
     gain = evaluation.window.gain
     better = "no champion to compare with" if gain is None else f"{gain.value:+.1%} [{gain.low:+.1%}, {gain.high:+.1%}]"
@@ -228,6 +232,7 @@ def _about_publishing(config: PipelineConfig, tick: Tick, challenger: Candidate,
         f"Right on {evaluation.window.challenger.accuracy:.1%} of {evaluation.window.challenger.samples} held-out samples; "
         f"gain over the champion: {better}. It took {challenger.cost.seconds:.1f} s on {challenger.device}.",
         "\n".join(["| gate | verdict | why |", "|---|---|---|", *gates]),
+        *_drift_words(config, drift),
         *_consequence(config),
     ]
 

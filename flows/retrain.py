@@ -205,7 +205,7 @@ def prove(
         return None, None
     evaluation = steps.evaluate(config, tick, challenger, drift)
     artifacts.evaluation_report(config, tick, challenger, evaluation)
-    while evaluation.passed and approval.before_publishing(config, tick, challenger, evaluation):
+    while evaluation.passed and approval.before_publishing(config, tick, drift, challenger, evaluation):
         try:
             return evaluation, steps.publish(config, tick, drift, challenger, evaluation)
         except ChampionMoved:
