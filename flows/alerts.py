@@ -1,73 +1,180 @@
-"""Tell others what happened: Prefect events, for automations to act on. Each happening is told once."""
+"""Tell others what happened: Prefect events, for automations to act on. Each happening is told once, and none is lost.
+
+Prefect's own `emit_event` queues in the process, and what the queue holds when server or process dies is gone. So an event
+is posted and answered for. One that the server did not take waits in the store under ``alerts/unsent/`` for the next tick
+of any flow, under the id that is made from the happening: told twice, Prefect knows it again.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import uuid
 from typing import Any
 
-from prefect.events import emit_event
+import httpx
+from prefect import get_client
+from prefect.context import FlowRunContext
+from prefect.events.related import tags_as_related_resources
+from prefect.events.schemas.events import Event, RelatedResource, Resource
+from prefect.exceptions import PrefectException
 
 from everfresh.tasks.config import PipelineConfig
-from everfresh.tasks.records import AliasMove, DriftReport, JournalEntry, Question, Tick
+from everfresh.tasks.records import AliasMove, Decision, DriftReport, JournalEntry, Question, Tick
 from everfresh.tasks.steps import open_pipeline
+from everfresh.tasks.store import Store
 
-Happening = DriftReport | JournalEntry | AliasMove | Question
+log = logging.getLogger(__name__)
+UNSENT = "alerts/unsent"
+ANSWERS_WITHIN = 20.0
+"""Seconds; an event is no reason to hold up a training longer."""
+Happening = DriftReport | Decision | Question | JournalEntry | AliasMove
+Related = dict[str, str]
+"""Roles of what else is involved, and its id."""
 
 
 def announce(config: PipelineConfig, tick: Tick | None, what: Happening | None) -> None:
-    """Emit the events of a measurement, a question, a tick's end, or a move by hand, as far as ``alerts.events`` names them.
+    """Emit the events of what was measured, decided, asked, done or moved by hand, as far as ``alerts.events`` names them.
 
     `monitor` and `retrain` see the same drift, and a rerun after a crash sees it again: what was told stands under
-    ``alerts/`` and is not told twice. The event's id is made from the happening, so that Prefect too knows it again.
+    ``alerts/`` and is not told twice.
     """
     if what is None or (tick is not None and tick.replay):
         return
     store = open_pipeline(config)
-    for name, payload in _events(what):
-        told = f"alerts/{name}-{_identity(what)}.json"
+    for name, words, payload, related in _events(config, tick, what):
+        told = f"alerts/{name}-{_identity(tick, what)}.json"
         if name not in config.alerts.events or store.exists(told):
             continue
-        payload = {"pipeline": config.name, "window": tick.seq if tick else None, **payload}
-        emit_event(
+        if tick is not None:
+            related = {"window": str(tick.seq), **related}
+        payload = {"pipeline": config.name, "window": tick.seq if tick else None, "words": words, **payload}
+        event = Event(
             event=f"everfresh.{name}",
-            resource={"prefect.resource.id": f"everfresh.pipeline.{config.name}", "prefect.resource.name": config.name},
+            resource=Resource(
+                {"prefect.resource.id": f"everfresh.pipeline.{config.name}", "prefect.resource.name": config.name}
+            ),
             payload=payload,
+            related=[*_run(), *(_resource(config, role, id) for role, id in related.items())],
             id=uuid.uuid5(uuid.NAMESPACE_URL, store.url(told)),
         )
-        store.create(told, json.dumps(payload, indent=1).encode() + b"\n")
+        if _send(event):
+            store.create(told, json.dumps(payload, indent=1).encode() + b"\n")
+        else:
+            store.create(f"{UNSENT}/{told.removeprefix('alerts/')}", event.model_dump_json(indent=1).encode() + b"\n")
 
 
-def _identity(what: Happening) -> str:
+def deliver(config: PipelineConfig) -> None:
+    """Send the events that an earlier run could not send, as of when they happened."""
+    store = open_pipeline(config)
+    for key in [waiting.key for waiting in store.list(UNSENT)]:
+        event = Event.model_validate_json(store.get(key))
+        if not _send(event):
+            return
+        _tick_off(store, key, event)
+
+
+def _tick_off(store: Store, key: str, event: Event) -> None:
+    store.create(f"alerts/{key.removeprefix(f'{UNSENT}/')}", json.dumps(event.payload, indent=1).encode() + b"\n")
+    store.delete(key)
+
+
+def _send(event: Event) -> bool:
+    """Whether the server has taken an event; one that is gone, or refuses, is a warning and no failure of the run."""
+    try:
+        with get_client(sync_client=True, httpx_settings={"timeout": ANSWERS_WITHIN}) as client:
+            client.request("POST", "/events", json=[event.model_dump(mode="json")])
+    except (httpx.HTTPError, PrefectException, RuntimeError, OSError) as error:
+        log.warning("%s could not be told to Prefect (%s); the next tick tries again", event.event, error)
+        return False
+    return True
+
+
+def _run() -> list[RelatedResource]:
+    """The run in which it happened, its deployment and its tags; nothing of a move by hand."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return []
+    run = context.flow_run
+    made = [{"prefect.resource.role": "flow-run", "prefect.resource.id": f"prefect.flow-run.{run.id}"}]
+    made[0]["prefect.resource.name"] = run.name
+    made.append({"prefect.resource.role": "flow", "prefect.resource.id": f"prefect.flow.{run.flow_id}"})
+    if run.deployment_id is not None:
+        made.append({"prefect.resource.role": "deployment", "prefect.resource.id": f"prefect.deployment.{run.deployment_id}"})
+    return [*map(RelatedResource.model_validate, made), *tags_as_related_resources(run.tags)]
+
+
+def _resource(config: PipelineConfig, role: str, id: str) -> RelatedResource:
+    """Something of the pipeline that is involved: a window, a release, an evaluation."""
+    return RelatedResource.model_validate(
+        {
+            "prefect.resource.role": role,
+            "prefect.resource.id": f"everfresh.{role}.{config.name}.{id}",
+            "prefect.resource.name": f"{config.name} · {role} {id}",
+        }
+    )
+
+
+def _identity(tick: Tick | None, what: Happening) -> str:
     match what:
-        case Question():
-            return what.id
         case DriftReport():
             return f"{what.view}-{what.reference}"  # measured again after other windows, it is the same happening
+        case Decision():
+            return f"{tick.seq:08d}-{tick.request or 'tick'}" if tick else uuid.uuid4().hex
         case JournalEntry():
             return f"{what.seq:08d}-{what.request or 'tick'}"
-        case AliasMove():
+        case Question() | AliasMove():
             return what.id
 
 
-def _events(what: Happening) -> list[tuple[str, dict[str, Any]]]:
+def _events(config: PipelineConfig, tick: Tick | None, what: Happening) -> list[tuple[str, str, dict[str, Any], Related]]:
+    """What happened: the event's name, one sentence for people, the facts, and what else is involved."""
+    where = f"{config.name}, window {tick.seq}" if tick else config.name
     match what:
-        case Question():
-            facts = what.model_dump(mode="json", include={"id", "stage", "expires_at"})
-            return [("approval.asked", {"words": what.title, **facts})]
         case DriftReport(alarm=True):
             numbers = what.model_dump(mode="json", include={"p_value", "score", "severity", "nearest", "key"})
-            return [("drift.detected", numbers)]
+            return [
+                (
+                    "drift.detected",
+                    f"{where}: {_clause(what.words or what.verdict)}, {what.loss}.",
+                    numbers,
+                    {"drift": what.key},
+                )
+            ]
+        case Decision(action="retrain"):
+            facts = what.model_dump(mode="json", include={"action", "reasons", "triggers", "ladder"})
+            return [("retraining.decided", f"{where}: retraining, because {_clause('; '.join(what.reasons))}.", facts, {})]
+        case Question():
+            facts = what.model_dump(mode="json", include={"id", "stage", "expires_at"})
+            return [("approval.asked", f"{_clause(what.title)}.", facts, {})]
         case JournalEntry():
-            facts = what.model_dump(mode="json", include={"decision", "failed_gates", "champion_version", "quarantined"})
-            happened = {
-                "data.quarantined": what.quarantined > 0,
-                "gate.rejected": bool(what.failed_gates),
-                "release.published": what.version is not None,
-            }
-            return [(name, facts) for name, yes in happened.items() if yes]
+            return _of_tick(where, what)
         case AliasMove(kind="rollback" | "promote"):
-            name = "champion.rolled-back" if what.kind == "rollback" else "champion.promoted"
-            return [(name, what.model_dump(mode="json", include={"version", "by", "reason"}))]
+            name, did = ("champion.rolled-back", "went back") if what.kind == "rollback" else ("champion.promoted", "was moved")
+            words = (
+                f"{where}: the champion {did} to {what.label} by {what.by}: {_clause(what.reason or 'no reason was given')}."
+            )
+            facts = what.model_dump(mode="json", include={"version", "by", "reason"})
+            return [(name, words, facts, {"release": what.release})]
         case _:
             return []
+
+
+def _of_tick(where: str, entry: JournalEntry) -> list[tuple[str, str, dict[str, Any], Related]]:
+    from everfresh.flows.artifacts import headline
+
+    facts = entry.model_dump(mode="json", include={"decision", "failed_gates", "champion_version", "quarantined", "version"})
+    related = {"evaluation": entry.evaluation, "release": entry.release if entry.version is not None else None}
+    involved = {role: id for role, id in related.items() if id}
+    aside = f"{entry.quarantined:,} of {entry.samples + entry.quarantined:,} samples cannot be used and were set aside"
+    happened = {
+        "data.quarantined": aside if entry.quarantined > 0 else "",
+        "gate.rejected": headline(entry) if entry.failed_gates else "",
+        "release.published": headline(entry) if entry.version is not None else "",
+    }
+    return [(name, f"{where}: {words}.", facts, involved) for name, words in happened.items() if words]
+
+
+def _clause(words: str) -> str:
+    """Words as part of a sentence, on one line."""
+    return " ".join(words.split()).rstrip(".")

@@ -12,9 +12,6 @@ from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.errors import ConfigError
 from everfresh.tasks.ledger import CHAMPION
 
-TOLD_WITHIN = 10.0
-"""Seconds that a command waits for the Prefect server to hear of a move."""
-
 app = typer.Typer()
 
 Alias = Annotated[str, typer.Option("--alias", help="The alias to move: champion, challenger, shadow, or a new one.")]
@@ -170,9 +167,6 @@ def _announce(config: PipelineConfig, move: Any) -> None:
     from prefect.settings import PREFECT_API_URL
 
     if PREFECT_API_URL.value():
-        from prefect.events.worker import EventsWorker
-
         from everfresh.flows.alerts import announce
 
         announce(config, None, move)
-        EventsWorker.drain_all(timeout=TOLD_WITHIN)  # a flow does so at its end; here the process would be gone first

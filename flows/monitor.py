@@ -5,19 +5,22 @@ from __future__ import annotations
 from prefect import flow
 
 from everfresh.flows import artifacts
-from everfresh.flows.alerts import announce
+from everfresh.flows.alerts import announce, deliver
+from everfresh.flows.outcome import in_one_sentence
 from everfresh.tasks import steps
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.records import DriftReport
 
 
 @flow(name="monitor", flow_run_name="{config.name} · monitor", persist_result=False)
+@in_one_sentence
 def monitor(config: PipelineConfig) -> DriftReport | None:
     """Take in what is new and measure drift.
 
     Returns:
         What was measured, None if nothing is new or there is no champion yet.
     """
+    deliver(config)
     tick = steps.watched_window(config)
     if tick is None:
         return None

@@ -9,8 +9,9 @@ from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
 from everfresh.flows import approval, artifacts
-from everfresh.flows.alerts import announce
+from everfresh.flows.alerts import announce, deliver
 from everfresh.flows.fine_tune import fine_tune
+from everfresh.flows.outcome import in_one_sentence
 from everfresh.tasks import steps
 from everfresh.tasks.config import PipelineConfig, Rung
 from everfresh.tasks.decide import best, next_rung
@@ -30,6 +31,7 @@ from everfresh.tasks.records import (
 
 
 @flow(name="retrain", flow_run_name="{config.name}", persist_result=False, validate_parameters=True)
+@in_one_sentence
 def retrain(
     config: PipelineConfig,
     force: bool = False,
@@ -58,6 +60,7 @@ def retrain(
         A journal entry for each window that was treated; none if there was nothing to do, or a person is asked.
     """
     wish = _wish(force, reason, rung, trust_labels, first_window, last_window)
+    deliver(config)
     approval.collect(config)
     done, waits = _treat(config, _ticks(config, drain))
     if wish is not None and _left_to_force(wish, done):
@@ -142,6 +145,7 @@ def run_tick(config: PipelineConfig, tick: Tick, beside: Sequence[Rung] = ()) ->
     decision = steps.decide_action(config, tick, drift)
     artifacts.drift_table(config, tick, drift)
     announce(config, tick, drift)
+    announce(config, tick, decision)
     decision = approval.before_training(config, tick, drift, decision)
     tried, unfit, failure = climb(config, tick, decision)
     evaluation, published = prove(config, tick, drift, best(tried))

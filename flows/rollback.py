@@ -5,12 +5,14 @@ from __future__ import annotations
 from prefect import flow
 
 from everfresh.flows.alerts import announce
+from everfresh.flows.outcome import in_one_sentence
 from everfresh.tasks import steps
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.records import AliasMove
 
 
 @flow(name="rollback", flow_run_name="{config.name} · rollback", persist_result=False)
+@in_one_sentence
 def rollback(config: PipelineConfig, to: int | None = None, reason: str = "") -> AliasMove:
     """Move the champion back to version `to`, or to the one before.
 

@@ -205,6 +205,7 @@ def test_rollback_goes_back_pins_and_tells(pipeline: Pipeline, server: PrefectSe
     [event] = server.events(pipeline.name, "everfresh.champion.rolled-back")
     assert event["payload"] == {
         "pipeline": pipeline.name, "window": None, "version": 1, "by": move.by, "reason": "wrong on sevens",
+        "words": f"{pipeline.name}: the champion went back to v1 by {move.by}: wrong on sevens.",
     }  # fmt: skip
     assert server.every_event(pipeline.name) == ["everfresh.champion.rolled-back"]  # the replay emitted none
 
@@ -256,6 +257,12 @@ def test_drift_and_a_release_are_events(played: Pipeline, server: PrefectServer)
     [alarm] = server.events("played", "everfresh.drift.detected")
     assert (alarm["payload"]["window"], alarm["payload"]["key"]) == (2, entries[1].drift)
     assert alarm["related"][0]["prefect.resource.role"] == "flow-run"
+    assert {"prefect.resource.role": "window", "prefect.resource.id": "everfresh.window.played.2"}.items() <= next(
+        r for r in alarm["related"] if r["prefect.resource.role"] == "window"
+    ).items()
+    assert alarm["payload"]["words"].startswith("played, window 2: ")
+    [decided] = server.events("played", "everfresh.retraining.decided")
+    assert decided["payload"]["reasons"] == list(entries[1].decision.reasons)
     published = server.events("played", "everfresh.release.published")
     assert [e["payload"]["champion_version"] for e in published] == [2, 1]
 
