@@ -14,7 +14,6 @@ RUN /opt/uv/bin/uv pip install --quiet --python /opt/everfresh/bin/python --no-d
 COPY pyproject.toml README.md ./
 COPY tasks tasks
 COPY flows flows
-COPY infra/work_pools infra/work_pools
 RUN /opt/uv/bin/uv pip install --quiet --python /opt/everfresh/bin/python --no-deps .
 
 FROM ${BASE}
