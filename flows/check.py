@@ -57,22 +57,23 @@ class Checked:
 def check(config: PipelineConfig) -> Iterator[Checked]:
     """Try each part for real; yields one line each, failures with their remedy. Nothing is left behind."""
     yield Checked("config", True, f"{config.name}: valid")
-    store = list(_store(config))
+    store = list(of_store(config))
     yield from store
     yield from _source(config)
     parts: dict[str, Callable[[PipelineConfig], str]] = {
         "weights": _weights,
-        "device": _device,
+        "device": of_device,
         **({"champion": _champion} if all(line.passed for line in store) else {}),
         "gates": _gates,
         **({"signing": lambda _config: signing.tried()} if signing.asked() else {}),
         "prefect": _prefect,
     }
     for name, attempt in parts.items():
-        yield _tried(name, lambda attempt=attempt: attempt(config))  # type: ignore[misc]
+        yield tried(name, lambda attempt=attempt: attempt(config))  # type: ignore[misc]
 
 
-def _tried(name: str, attempt: Callable[[], str]) -> Checked:
+def tried(name: str, attempt: Callable[[], str]) -> Checked:
+    """The line of one attempt: what it says, or why it failed."""
     try:
         return Checked(name, True, attempt())
     except EverfreshError as error:
@@ -84,7 +85,7 @@ def _tried(name: str, attempt: Callable[[], str]) -> Checked:
         return Checked(name, False, f"{type(error).__name__}: {words}. `everfresh --debug check` shows where this comes from.")
 
 
-def _store(config: PipelineConfig) -> Iterator[Checked]:
+def of_store(config: PipelineConfig) -> Iterator[Checked]:
     """A line for each promise of the store; where it cannot be reached or written, the rest would say the same.
 
     What was begun there is removed all the same.
@@ -93,7 +94,7 @@ def _store(config: PipelineConfig) -> Iterator[Checked]:
     for name, attempt in proofs(pipeline_store(config)):
         if name in useless:
             continue
-        line = _tried(f"store {name}", attempt)
+        line = tried(f"store {name}", attempt)
         yield line
         if not line.passed:
             useless |= {"reach": {"write", *AFTER_WRITE, "delete"}, "write": AFTER_WRITE}.get(name, set())
@@ -113,9 +114,9 @@ def _source(config: PipelineConfig) -> Iterator[Checked]:
         found.append((source, list(source.files(set()))))
         return _files(config, *found[0])
 
-    yield _tried("source", listed)
+    yield tried("source", listed)
     if found:
-        yield _tried("classes", lambda: _classes(config, *found[0]))
+        yield tried("classes", lambda: _classes(config, *found[0]))
 
 
 def _tables(config: PipelineConfig) -> Iterator[Checked]:
@@ -134,11 +135,11 @@ def _tables(config: PipelineConfig) -> Iterator[Checked]:
             words.append(f"{other.total()} values are none of the declared categories: {next(iter(other))}")
         return "; ".join(words)
 
-    line = _tried("source", read)
+    line = tried("source", read)
     yield line
     if line.passed:
         labels = Counter(row.annotation.label for row in found if row.annotation.label is not None)
-        yield _tried("classes", lambda: _known(config, labels))
+        yield tried("classes", lambda: _known(config, labels))
 
 
 def _files(config: PipelineConfig, source: Source, files: list[SourceFile]) -> str:
@@ -229,7 +230,8 @@ def _weights(config: PipelineConfig) -> str:
     return words
 
 
-def _device(config: PipelineConfig) -> str:
+def of_device(config: PipelineConfig) -> str:
+    """Whether the device that is asked for is there."""
     from everfresh.tasks.fine_tune import device
 
     device.use(config.fine_tune.device)

@@ -1,0 +1,244 @@
+"""``everfresh doctor``: is what the loop runs on well? Server, workers, pools, deployments, store, clock, GPU, versions, disk.
+
+`check` asks whether a pipeline fits its source and store before it runs; `doctor` asks the same of the machinery around it,
+and why nothing happens. Each line comes with its remedy. What it finds out about the store is what `check` finds out, by
+doing; nothing else is written.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from everfresh.flows.check import Checked, of_device, of_store, prefect_api, tried
+from everfresh.tasks.config import PipelineConfig
+from everfresh.tasks.errors import EverfreshError
+from everfresh.tasks.store import cache_folder
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import WorkPool
+
+SCHEDULED = ("monitor", "retrain", "sweep")
+FLOWS = ("fine-tune", *SCHEDULED, "rollback")
+"""What `everfresh deploy` makes of a pipeline."""
+Ticks = tuple[str | None, str | None]
+"""A cron expression and its zone."""
+CLOCKS_WITHIN = timedelta(seconds=30)
+"""Between server and this machine: schedules, time-outs and the age of heartbeats are compared across the two."""
+LEAST_FREE = 2 << 30
+"""Bytes a disk must have free: a checkpoint, or a window's shards, take less."""
+
+
+def doctor(config: PipelineConfig | None) -> Iterator[Checked]:
+    """Look at everything; yields one line each, failures with their remedy.
+
+    Args:
+        config: a pipeline, whose pools, deployments, automations and store are looked at too; None for the machine alone.
+    """
+    if config is not None:
+        yield from of_store(config)
+        yield tried("device", lambda: of_device(config))
+    else:
+        yield tried("device", _devices)
+    yield tried("versions", versions)
+    yield tried("disk", _disk)
+    reached = tried("server", prefect_api)
+    yield reached
+    if os.environ.get("PREFECT_API_URL") and reached.passed:
+        yield from _behind_server(config)
+
+
+def _behind_server(config: PipelineConfig | None) -> Iterator[Checked]:
+    """What only a server that answers can tell."""
+    from prefect import get_client
+
+    with get_client(sync_client=True) as client:
+        looks: dict[str, Callable[[], str]] = {
+            "server version": lambda: _server_version(client),
+            "server clock": lambda: _server_clock(client),
+            "telemetry": lambda: _telemetry(client),
+        }
+        for name, look in looks.items():
+            yield tried(name, look)
+        if config is None:
+            for pool in client.read_work_pools():
+                yield tried(f"pool {pool.name}", lambda pool=pool: _workers(client, pool))  # type: ignore[misc]
+            return
+        for name in filter(None, (config.deploy.pool, config.deploy.gpu_pool)):
+            yield tried(f"pool {name}", lambda name=name: _pool(client, config, name))  # type: ignore[misc]
+        for flow in FLOWS:
+            yield tried(f"deployment {flow}", lambda flow=flow: _deployment(client, config, flow))  # type: ignore[misc]
+        yield tried("automations", lambda: _automations(client, config))
+
+
+def _devices() -> str:
+    from everfresh.tasks.fine_tune import device
+
+    return f"this machine has {', '.join(device.present())}"
+
+
+def versions() -> str:
+    """Whether what is installed is what Everfresh asks for.
+
+    Raises:
+        EverfreshError: something is missing, or of a version that was found not to work.
+    """
+    from packaging.requirements import Requirement
+
+    wrong, asked = [], [Requirement(line) for line in importlib.metadata.requires("everfresh") or ()]
+    for need in (one for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})):
+        try:
+            found = importlib.metadata.version(need.name)
+        except importlib.metadata.PackageNotFoundError:
+            found = "none"
+        if found == "none" or not need.specifier.contains(found, prereleases=True):
+            wrong.append(f"{need.name}{need.specifier}, got {found}")
+    if wrong:
+        raise EverfreshError(f"versions must be {'; '.join(wrong)}. `pip install -U everfresh` brings those that were tried.")
+    return f"everfresh {importlib.metadata.version('everfresh')}, prefect {importlib.metadata.version('prefect')}, as asked for"
+
+
+def _disk() -> str:
+    """Of the folders that runs write to, the one with the least room left; where neither exists yet, its parent counts."""
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    folders = {next(p for p in (f, *f.parents) if p.exists()) for f in (cache_folder(), home, Path(tempfile.gettempdir()))}
+    free, folder = min((shutil.disk_usage(folder).free, folder) for folder in folders)
+    if free < LEAST_FREE:
+        raise EverfreshError(
+            f"disk: {LEAST_FREE >> 30} GiB must be free at {folder}, got {free / (1 << 30):.1f}. Remove what is not needed "
+            "there, or point EVERFRESH_CACHE, PREFECT_HOME or TMPDIR at another disk."
+        )
+    return f"{free / (1 << 30):.0f} GiB free at {folder}"
+
+
+def _server_version(client: SyncPrefectClient) -> str:
+    server, here = client.api_version(), client.client_version()
+    if server.split(".")[:2] != here.split(".")[:2]:
+        raise EverfreshError(
+            f"server: Prefect must be {'.'.join(here.split('.')[:2])}, as here, got {server}. Install the same on both sides, "
+            "the server first."
+        )
+    return f"Prefect {server}; here {here}"
+
+
+def _server_clock(client: SyncPrefectClient) -> str:
+    begun = time.monotonic()
+    told = parsedate_to_datetime(client._client.get("/health").headers["date"])
+    slack = timedelta(seconds=1 + time.monotonic() - begun)  # the header has whole seconds
+    off = told - datetime.now(UTC)
+    if abs(off) > CLOCKS_WITHIN + slack:
+        raise EverfreshError(
+            f"clock: server and this machine must agree within {CLOCKS_WITHIN.seconds} s, got {off.total_seconds():+.0f} s at "
+            "the server. Set the wrong one (NTP): schedules tick at the wrong time, and living runs count as crashed."
+        )
+    return f"within {abs(off.total_seconds()) + slack.total_seconds():.0f} s of this machine's"
+
+
+def _telemetry(client: SyncPrefectClient) -> str:
+    """What the server says of itself, and what this process's environment says; whoever asks for it may have it."""
+    sends = (
+        [] if client._client.get("/admin/settings").json()["server"]["analytics_enabled"] is False else ["the Prefect server"]
+    )
+    quiet = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    sends += [
+        f"whatever is started from here ({name} is not {value})"
+        for name, value in quiet.items()
+        if os.environ.get(name) != value
+    ]
+    if sends:
+        remedy = "unless you mean it, set PREFECT_SERVER_ANALYTICS_ENABLED=false and DO_NOT_TRACK=1 there"
+        return f"sent by {', '.join(sends)}; {remedy}"
+    return "off"
+
+
+def _pool(client: SyncPrefectClient, config: PipelineConfig, name: str) -> str:
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        pool = client.read_work_pool(name)
+    except ObjectNotFound:
+        raise EverfreshError(
+            f"pool {name} must be on the server, got none of that name. `everfresh deploy` makes it."
+        ) from None
+    if pool.type != config.deploy.kind:
+        raise EverfreshError(
+            f"pool {name} must be of deploy.kind {config.deploy.kind}, got {pool.type}. Correct deploy.kind, name another, "
+            f"or `prefect work-pool delete {name}` and deploy again."
+        )
+    return _workers(client, pool)
+
+
+def _workers(client: SyncPrefectClient, pool: WorkPool) -> str:
+    """Whether anybody takes the pool's runs."""
+    if pool.is_paused:
+        raise EverfreshError(f"pool {pool.name} must not be paused, got one that is. `prefect work-pool resume {pool.name}`.")
+    workers = client.read_workers_for_work_pool(pool.name)
+    online = [worker.name for worker in workers if str(worker.status.value).upper() == "ONLINE"]
+    if not online:
+        last = max((w.last_heartbeat_time for w in workers if w.last_heartbeat_time), default=None)
+        since = f"the last was heard of at {last:%Y-%m-%d %H:%M:%S} UTC" if last else "none ever was"
+        raise EverfreshError(
+            f"pool {pool.name} must have a worker online, got none ({since}). Runs wait until there is one: "
+            f"`prefect worker start --pool {pool.name}` on a machine that has everfresh."
+        )
+    limit = f", at most {pool.concurrency_limit} runs at once" if pool.concurrency_limit is not None else ""
+    return f"{pool.type}, {len(online)} worker{'s' * (len(online) > 1)} online ({', '.join(sorted(online)[:3])}){limit}"
+
+
+def _deployment(client: SyncPrefectClient, config: PipelineConfig, flow: str) -> str:
+    """Whether it is there and ticks when the pipeline file says."""
+    from prefect.exceptions import ObjectNotFound
+
+    name = f"{flow}/{config.name}"
+    try:
+        found = client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        raise EverfreshError(f"{name} must be deployed, got no such deployment. `everfresh deploy` makes it.") from None
+    if found.paused:
+        raise EverfreshError(f"{name} must not be paused, got one that is. Resume it in the UI, or `everfresh deploy` again.")
+    pool = (config.deploy.gpu_pool or config.deploy.pool) if flow == "fine-tune" else config.deploy.pool
+    cron = getattr(config.schedule, flow, None) if flow in SCHEDULED else None
+    wanted: set[Ticks] = {(cron, config.schedule.timezone)} if cron else set()
+    there: set[Ticks] = {
+        (getattr(s.schedule, "cron", "other"), getattr(s.schedule, "timezone", None)) for s in found.schedules if s.active
+    }
+    if there != wanted or found.work_pool_name != pool:
+        raise EverfreshError(
+            f"{name} must run in {pool} {_ticks(wanted)}, got {found.work_pool_name} {_ticks(there)}. `everfresh deploy` again."
+        )
+    return f"in {pool}, {_ticks(wanted)}"
+
+
+def _ticks(schedules: set[Ticks]) -> str:
+    return " and ".join(f"at {cron} {zone}" for cron, zone in sorted(schedules, key=str)) or "when asked"
+
+
+def _automations(client: SyncPrefectClient, config: PipelineConfig) -> str:
+    """Whether those that `deploy` makes are there and on."""
+    from prefect.exceptions import ObjectNotFound
+
+    from everfresh.flows.automations import wanted
+
+    ids = {}
+    for full in (f"{flow}/{config.name}" for flow in FLOWS):
+        with suppress(ObjectNotFound):  # which has a line of its own
+            ids[full] = client.read_deployment_by_name(full).id
+    names = {automation.name for automation in wanted(config, ids, "")}
+    there = {a.name: a.enabled for a in client.read_automations() if a.name.startswith(f"everfresh · {config.name} · ")}
+    if missing := sorted(names - there.keys()):
+        raise EverfreshError(f"automations must be there, {', '.join(missing)} are not. `everfresh deploy` makes them.")
+    if off := sorted(name for name in names if not there[name]):
+        raise EverfreshError(
+            f"automations must be on, got {', '.join(off)} paused. Resume them in the UI or with `prefect automation resume`."
+        )
+    return f"{len(names)} are on"
