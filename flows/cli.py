@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import typer
 
-from everfresh.flows import cli_approval, cli_doctor, cli_moves, cli_releases, cli_stack
+from everfresh.flows import cli_approval, cli_channel, cli_doctor, cli_moves, cli_releases, cli_stack
 from everfresh.flows.cli_shared import FAILED, REJECTED, STOPPED, WRONG_USE, AsJson, Pipeline, Reason, show
 from everfresh.tasks.config import PipelineConfig, Rung, load_config
 from everfresh.tasks.errors import ConfigError, EverfreshError
@@ -38,6 +38,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_channel.app)
 app.add_typer(cli_moves.app)
 app.add_typer(cli_releases.app)
 app.add_typer(cli_stack.app)
