@@ -7,7 +7,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .PHONY: help run up demo test test-slow lint format bench bench-gates bench-gates-truth bench-seeds bench-pacs bench-adapt bench-forgetting bench-kill bench-s3 bench-upload \
 	bench-drift bench-drift-speed bench-harm bench-flights bench-flights-stream bench-train-overhead bench-train-layout bench-train-input \
-	bench-train-peers bench-serve lock clean
+	bench-train-peers bench-serve bench-chaos bench-postgres bench-many lock clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
@@ -105,6 +105,15 @@ bench-gates-truth: .venv/.installed ## which of 120 challengers of known quality
 
 bench-serve: .venv/.installed ## a service under load through 50 releases, 20 rollbacks and a minute without the store
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/serve_refresh.py
+
+bench-chaos: .venv/.installed ## SIGKILL of both workers and the server in the middle of retrainings, an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/stack_chaos.py
+
+bench-postgres: .venv/.installed ## the live demo on PostgreSQL, the server killed in the middle; needs PostgreSQL's programs
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/stack_postgres.py
+
+bench-many: .venv/.installed ## 20 pipelines for half an hour, and 100 in one run
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/many_pipelines.py
 
 lock: .venv/.installed ## resolve anew, hashes and no host names
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

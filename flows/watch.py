@@ -75,7 +75,7 @@ class Watch:
         return sorted(
             [
                 *self._events(since, any_resource=EventAnyResourceFilter(id=[f"everfresh.pipeline.{self.pipeline}"])),
-                *self._events(since, event=EventNameFilter(name=["prefect.automation.action.triggered"])),
+                *self._events(since, event=EventNameFilter(name=["prefect.automation.action.executed"])),
             ],
             key=lambda event: event.occurred,
         )
