@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import typer
 
-from everfresh.flows import cli_approval, cli_channel, cli_doctor, cli_moves, cli_releases, cli_stack
+from everfresh.flows import cli_approval, cli_channel, cli_deploy, cli_doctor, cli_moves, cli_releases, cli_stack
 from everfresh.flows.cli_shared import FAILED, REJECTED, STOPPED, WRONG_USE, AsJson, Pipeline, Reason, show
 from everfresh.tasks.config import PipelineConfig, Rung, load_config
 from everfresh.tasks.errors import ConfigError, EverfreshError
@@ -44,6 +44,7 @@ app.add_typer(cli_releases.app)
 app.add_typer(cli_stack.app)
 app.add_typer(cli_approval.app)
 app.add_typer(cli_doctor.app)
+app.add_typer(cli_deploy.app)
 
 
 @app.callback()

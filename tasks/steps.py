@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar, cast
 from uuid import UUID
 
@@ -281,3 +282,20 @@ def end_tick(config: PipelineConfig, tick: Tick, entry: JournalEntry) -> Journal
 def rollback(config: PipelineConfig, to: int | None, reason: str) -> AliasMove:
     """Move the champion back."""
     return alias.rollback(open_pipeline(config), to, reason=reason)
+
+
+@step("sweep")
+def sweep(config: PipelineConfig, older_than_hours: float, delete: bool) -> int:
+    """Remove, or count, debris and what retention lets go."""
+    from everfresh.tasks import retention
+    from everfresh.tasks.sweep import debris
+    from everfresh.tasks.sweep import sweep as remove
+
+    store, age = open_pipeline(config), timedelta(hours=older_than_hours)
+    planned = retention.plan(store, config.retention, age, config.model.weights)
+    gone = set(retention.carry_out(store, planned, reason=f"retention: {config.retention.words}")) if delete else set()
+    old = [item for item in planned.listed if item.key in gone or not delete]
+    found = [item for item in (remove if delete else debris)(store, age) if item.key not in {o.key for o in old}]
+    size = sum(item.size for item in (*old, *found))
+    log.info("%d objects, %s bytes %s", len(old) + len(found), f"{size:,}", "removed" if delete else "could go")
+    return len(old) + len(found)

@@ -1,0 +1,317 @@
+"""``everfresh deploy``: make the Prefect server have what the pipeline file says, no more and no fewer.
+
+What is there is compared with what is declared (`flows/declared.py`, `flows/automations.py`) in plain values, and only what
+differs is written: deploying twice changes nothing. Prefect replaces a deployment's schedules and deletes its scheduled
+runs when it is written; a scheduler that reads the old ones at that moment can put some back (prefect#18894), so runs of
+schedules that are no longer there are looked for and removed at every deploy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+from uuid import UUID
+
+from prefect import get_client
+from prefect.client.orchestration import SyncPrefectClient as Client
+from prefect.client.schemas.actions import (
+    DeploymentScheduleCreate,
+    GlobalConcurrencyLimitCreate,
+    GlobalConcurrencyLimitUpdate,
+    WorkPoolCreate,
+)
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    DeploymentFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, StateType
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.events.schemas.automations import Automation, AutomationCore
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+
+from everfresh.flows import automations, declared
+from everfresh.flows.declared import Declared
+from everfresh.tasks.config import PipelineConfig
+from everfresh.tasks.errors import ConfigError, EverfreshError
+
+Sign = Literal["+", "~", "-"]
+MOST_RUNS = 200
+"""That Prefect hands out at once."""
+SHOWN = 60
+"""Characters of a value in the table of changes."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that the server has otherwise than declared."""
+
+    sign: Sign
+    what: str
+    """Such as ``deployment retrain/digits``."""
+    words: str
+    """What of it differs."""
+    make: Callable[[Client], object]
+    """Makes it as declared."""
+
+
+def deploy(config: PipelineConfig, *, dry_run: bool = False, delete: bool = False) -> list[Change]:
+    """Bring the server to what a pipeline declares, and say what differed.
+
+    Args:
+        config: the pipeline.
+        dry_run: say it only.
+        delete: what is declared is nothing: all of this pipeline goes; pools and limits that others may use stay.
+
+    Raises:
+        ConfigError: no server is named, a cron expression is none, a notification block or a job variable is not there.
+    """
+    with get_client(sync_client=True) as client:
+        _reach()
+        if delete:
+            changes = [*_deployments(client, config, {}), *_automations(client, config, []), *_limits(client, config, {})]
+            return _made(client, changes, dry_run)
+        wanted, declared_limits = declared.deployments(config), declared.limits(config)
+        before = [
+            *_pools(client, config),
+            *_limits(client, config, declared_limits),
+            *_deployments(client, config, wanted),
+        ]
+        ids = {**_pending(wanted, config), **_ids(client, config)}
+        if dry_run:
+            return [*before, *_automations(client, config, automations.wanted(config, ids, ui()))]
+        done = _made(client, before, dry_run)
+        actions = automations.wanted(config, _ids(client, config), ui())
+        done += _made(client, list(_automations(client, config, actions)), dry_run)
+        _drop_strays(client, config)
+        return done
+
+
+def _reach() -> None:
+    if not PREFECT_API_URL.value():
+        raise ConfigError(
+            "PREFECT_API_URL must name a Prefect server that stays up, got none: what is deployed has to live somewhere. "
+            "Start one with `make up` or `prefect server start`, then `export PREFECT_API_URL=http://127.0.0.1:4200/api`."
+        )
+
+
+def ui() -> str:
+    """Address of the Prefect UI, for links."""
+    api: str = PREFECT_API_URL.value() or ""
+    return str(PREFECT_UI_URL.value() or api.removesuffix("/api")).rstrip("/")
+
+
+def _made(client: Client, changes: list[Change], dry_run: bool) -> list[Change]:
+    for change in changes if not dry_run else []:
+        try:
+            change.make(client)
+        except PrefectHTTPStatusError as refused:
+            answer = f"{refused.response.status_code} {refused.response.text[:300]}"
+            raise EverfreshError(
+                f"{change.what}: the Prefect server must take it, got {answer}. "
+                "What was changed before it stays; correct the file and deploy again."
+            ) from refused
+    return changes
+
+
+# --- pools and limits -------------------------------------------------------------------------------------
+
+
+def _pools(client: Client, config: PipelineConfig) -> Iterator[Change]:
+    """Pools that are not there; one that is belongs to whoever made it."""
+    for name, template in declared.pools(config).items():
+        try:
+            client.read_work_pool(name)
+        except ObjectNotFound:
+            pool = WorkPoolCreate(name=name, type=config.deploy.kind, base_job_template=template)
+            words = f"{config.deploy.kind}; start a worker with `prefect worker start --pool {name}`"
+            yield Change("+", f"work pool {name}", words, partial(Client.create_work_pool, work_pool=pool))
+
+
+def _limits(client: Client, config: PipelineConfig, wanted: Mapping[str, int]) -> Iterator[Change]:
+    for name, slots in wanted.items():
+        try:
+            had = client.read_global_concurrency_limit_by_name(name)
+        except ObjectNotFound:
+            new = GlobalConcurrencyLimitCreate(name=name, limit=slots, active=True, active_slots=0)
+            yield Change(
+                "+", f"limit {name}", f"{slots}", partial(Client.create_global_concurrency_limit, concurrency_limit=new)
+            )
+            continue
+        if had.limit != slots:
+            update = GlobalConcurrencyLimitUpdate(limit=slots)
+            yield Change(
+                "~",
+                f"limit {name}",
+                f"{had.limit} → {slots}",
+                partial(Client.update_global_concurrency_limit, name=name, concurrency_limit=update),
+            )
+    own = declared.publish_limit(config)
+    if own not in wanted:
+        try:
+            client.read_global_concurrency_limit_by_name(own)
+        except ObjectNotFound:
+            return
+        yield Change("-", f"limit {own}", "", partial(Client.delete_global_concurrency_limit_by_name, name=own))
+
+
+# --- deployments ------------------------------------------------------------------------------------------
+
+
+def existing(client: Client, config: PipelineConfig) -> dict[str, DeploymentResponse]:
+    """Deployments of a pipeline that are on the server, by the name of their flow."""
+    named = DeploymentFilter(name=DeploymentFilterName(any_=[config.name]))
+    found = {}
+    for one in client.read_deployments(deployment_filter=named):
+        name = client.read_flow(one.flow_id).name
+        if name in declared.FLOWS and "everfresh" in one.tags:
+            found[name] = one
+    return found
+
+
+def _ids(client: Client, config: PipelineConfig) -> dict[str, UUID]:
+    return {f"{name}/{config.name}": one.id for name, one in existing(client, config).items()}
+
+
+def _pending(wanted: Mapping[str, Declared], config: PipelineConfig) -> dict[str, UUID]:
+    """Ids for deployments that a dry run does not make; they stand in links and triggers, which are compared."""
+    return {f"{name}/{config.name}": UUID(int=0) for name in wanted}
+
+
+def _deployments(client: Client, config: PipelineConfig, wanted: Mapping[str, Declared]) -> Iterator[Change]:
+    had, told = existing(client, config), set[str]()
+    for name, facts in wanted.items():
+        make = partial(_write, config=config, name=name, facts=facts)
+        what = f"deployment {name}/{config.name}"
+        if name not in had:
+            yield Change("+", what, ", ".join([f"pool {facts['work pool']}", *facts["schedules"]]), make)
+        elif differing := list(differences(as_declared(had[name]), facts)):
+            new = [words for words in differing if words not in told]  # the config is a parameter of each
+            yield Change("~", what, "; ".join(new) or "the same change of config", make)
+            told.update(differing)
+    for name, one in had.items():
+        if name not in wanted:
+            yield Change("-", f"deployment {name}/{config.name}", "", partial(Client.delete_deployment, deployment_id=one.id))
+
+
+def as_declared(one: DeploymentResponse) -> Declared:
+    """A deployment of the server in the same plain values."""
+    crons = [s.schedule for s in one.schedules if isinstance(s.schedule, CronSchedule)]
+    others = [repr(s.schedule) for s in one.schedules if not isinstance(s.schedule, CronSchedule)]
+    limit, options = one.global_concurrency_limit, one.concurrency_options
+    return {
+        "entrypoint": one.entrypoint,
+        "description": one.description,
+        "tags": one.tags,
+        "parameters": one.parameters,
+        "form": one.parameter_openapi_schema,
+        "schedules": [f"{cron.cron} {cron.timezone}" for cron in crons] + others,
+        "one at a time": options.collision_strategy.value if options and limit and limit.limit == 1 else None,
+        "work pool": one.work_pool_name,
+        "job variables": one.job_variables,
+    }
+
+
+def differences(had: Any, wanted: Any, path: str = "") -> Iterator[str]:
+    """Where two plain values differ, one line a leaf: ``parameters.config.policy: 1 → 2``."""
+    if isinstance(had, Mapping) and isinstance(wanted, Mapping) and path != "form":
+        for key in [*wanted, *(key for key in had if key not in wanted)]:
+            yield from differences(had.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))
+    elif path == "form":
+        if had != wanted:
+            yield "form of custom runs"
+    elif had != wanted:
+        yield f"{path}: {_short(had)} → {_short(wanted)}"
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None or value == [] else value if isinstance(value, str) else repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def _write(client: Client, config: PipelineConfig, name: str, facts: Declared) -> UUID:
+    zone = config.schedule.timezone
+    try:
+        ticks = [CronSchedule(cron=each.removesuffix(f" {zone}"), timezone=zone) for each in facts["schedules"]]
+    except ValueError as error:
+        raise ConfigError(
+            f"schedule.{name} must be a cron expression, got {facts['schedules'][0]!r}. Every night at three is '0 3 * * *'."
+        ) from error
+    strategy = facts["one at a time"]
+    return client.create_deployment(
+        flow_id=client.create_flow(declared.flow_of(name)),
+        name=config.name,
+        entrypoint=facts["entrypoint"],
+        description=facts["description"],
+        tags=facts["tags"],
+        parameters=facts["parameters"],
+        parameter_openapi_schema=facts["form"],
+        enforce_parameter_schema=True,
+        schedules=[DeploymentScheduleCreate(schedule=tick, active=True) for tick in ticks],
+        concurrency_limit=1 if strategy else None,
+        concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy(strategy)) if strategy else None,
+        work_pool_name=facts["work pool"],
+        job_variables=facts["job variables"],
+    )
+
+
+def _drop_strays(client: Client, config: PipelineConfig) -> None:
+    """Delete scheduled runs of schedules that are no longer there."""
+    waiting = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])))
+    for one in existing(client, config).values():
+        known = {schedule.id for schedule in one.schedules}
+        only = DeploymentFilter(id=DeploymentFilterId(any_=[one.id]))
+        for run in client.read_flow_runs(flow_run_filter=waiting, deployment_filter=only, limit=MOST_RUNS):
+            if run.auto_scheduled and run.created_by and run.created_by.type == "SCHEDULE" and run.created_by.id not in known:
+                client.delete_flow_run(run.id)
+
+
+# --- automations ------------------------------------------------------------------------------------------
+
+
+def _automations(client: Client, config: PipelineConfig, wanted: list[AutomationCore]) -> Iterator[Change]:
+    had = {one.name: one for one in _all_automations(client) if one.name.startswith(f"everfresh · {config.name} · ")}
+    for one in wanted:
+        what = f"automation {one.name}"
+        if one.name not in had:
+            yield Change("+", what, one.description, partial(Client.create_automation, automation=one))
+        elif _plain(had[one.name]) != _plain(one):
+            differing = "; ".join(differences(_plain(had[one.name]), _plain(one)))
+            yield Change(
+                "~", what, differing, partial(Client.update_automation, automation_id=had[one.name].id, automation=one)
+            )
+    for name in sorted(had.keys() - {one.name for one in wanted}):
+        yield Change("-", f"automation {name}", "", partial(Client.delete_automation, automation_id=had[name].id))
+
+
+def _all_automations(client: Client) -> Iterator[Automation]:
+    """Every automation of the server, page by page: the client's own call stops at the first 200."""
+    offset = 0
+    while True:
+        answer = client.request("POST", "/automations/filter", json={"offset": offset, "limit": MOST_RUNS, "sort": "NAME_ASC"})
+        found = [Automation.model_validate(one) for one in answer.json()]
+        yield from found
+        if len(found) < MOST_RUNS:
+            return
+        offset += MOST_RUNS
+
+
+def _plain(automation: AutomationCore) -> dict[str, Any]:
+    """An automation without what only the server knows, and whether a person has switched it off."""
+    plain: dict[str, Any] = _without_ids(automation.model_dump(mode="json", exclude={"id", "created", "updated", "enabled"}))
+    return plain
+
+
+def _without_ids(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_ids(inner) for key, inner in value.items() if key != "id"}
+    if isinstance(value, list):
+        return [_without_ids(inner) for inner in value]
+    return value

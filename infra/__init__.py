@@ -1,0 +1,1 @@
+"""What the deployed flows run on: work pools, images, manifests, policies. Data, but for what checks it."""
