@@ -1,0 +1,74 @@
+"""A deployment with a real worker that runs it, as a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from support.prefect_server import PrefectServer
+from support.stream import Pipeline
+
+PREFECT = str(Path(sys.executable).with_name("prefect"))
+WITHIN = 240.0
+"""Seconds in which a run reaches the state that is waited for."""
+
+
+@contextmanager
+def working(server: PrefectServer, pool: str, folder: Path) -> Iterator[None]:
+    """A process worker on a pool; it ends with what was asked of it."""
+    environment = server.environment() | {"OMP_NUM_THREADS": "1", "PREFECT_LOGGING_EXTRA_LOGGERS": "everfresh"}
+    command = [PREFECT, "worker", "start", "--pool", pool, "--type", "process", "--create-pool-if-not-found"]
+    with (folder / "worker.log").open("wb") as log:
+        worker = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
+        try:
+            yield
+        finally:
+            worker.terminate()
+            try:
+                worker.wait(30)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+
+
+def deploy_retrain(server: PrefectServer, pipeline: Pipeline, pool: str, cron: str) -> str:
+    """`retrain` of a pipeline as a deployment on a pool with a schedule; returns its id."""
+    from prefect import get_client
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.schedules import CronSchedule
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from everfresh.flows.form import form
+    from everfresh.flows.retrain import retrain
+
+    with temporary_settings({PREFECT_API_URL: server.api}), get_client(sync_client=True) as client:
+        return str(
+            client.create_deployment(
+                flow_id=client.create_flow(retrain),
+                name=pipeline.name,
+                work_pool_name=pool,
+                entrypoint="everfresh.flows.retrain.retrain",
+                parameters={"config": pipeline.config.model_dump(mode="json")},
+                parameter_openapi_schema=form(retrain),
+                schedules=[DeploymentScheduleCreate(schedule=CronSchedule(cron=cron, timezone="UTC"))],
+                tags=["everfresh", f"pipeline:{pipeline.name}"],
+            )
+        )
+
+
+def reaches(server: PrefectServer, state: str, **runs: Any) -> dict[str, Any]:
+    """The one flow run that a filter means, once it is in a state; waits for it."""
+    deadline = time.monotonic() + WITHIN
+    while True:
+        found = server.call("flow_runs/filter", flow_runs=runs)
+        if [run for run in found if run["state"]["name"] == state]:
+            [run] = found
+            return dict(run)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no run became {state} within {WITHIN:.0f} s, got {[(r['name'], r['state']) for r in found]}")
+        time.sleep(0.5)
