@@ -5,7 +5,7 @@ HOME_OF_RUNS := $(CURDIR)/run/prefect
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run up demo test test-slow lint format bench bench-gates bench-gates-truth bench-seeds bench-pacs bench-adapt bench-forgetting bench-kill bench-s3 bench-upload \
+.PHONY: help run up demo test screenshots test-slow lint format bench bench-gates bench-gates-truth bench-seeds bench-pacs bench-adapt bench-forgetting bench-kill bench-s3 bench-upload \
 	bench-drift bench-drift-speed bench-harm bench-flights bench-flights-stream bench-train-overhead bench-train-layout bench-train-input \
 	bench-train-peers bench-serve bench-chaos bench-postgres bench-many lock clean
 help: ## this list
@@ -32,6 +32,9 @@ demo: .venv/.installed ## beside `make up`: drift arrives and is answered, with 
 
 test: .venv/.installed ## the whole suite, under 10 minutes on 2 cores
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile
+
+screenshots: .venv/.installed ## the pictures of the Prefect UI in docs/, as the tests see it
+	@EVERFRESH_SCREENSHOTS=$(CURDIR)/docs OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 0 tests/integration/test_ui_operations.py
 
 test-slow: .venv/.installed ## processes killed and raced, some minutes more
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slow

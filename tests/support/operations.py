@@ -61,14 +61,14 @@ def deploy_retrain(server: PrefectServer, pipeline: Pipeline, pool: str, cron: s
         )
 
 
-def reaches(server: PrefectServer, state: str, **runs: Any) -> dict[str, Any]:
+def reaches(server: PrefectServer, wanted: str, /, **runs: Any) -> dict[str, Any]:
     """The one flow run that a filter means, once it is in a state; waits for it."""
     deadline = time.monotonic() + WITHIN
     while True:
         found = server.call("flow_runs/filter", flow_runs=runs)
-        if [run for run in found if run["state"]["name"] == state]:
+        if [run for run in found if run["state"]["name"] == wanted]:
             [run] = found
             return dict(run)
         if time.monotonic() > deadline:
-            raise TimeoutError(f"no run became {state} within {WITHIN:.0f} s, got {[(r['name'], r['state']) for r in found]}")
+            raise TimeoutError(f"no run became {wanted} within {WITHIN:.0f} s, got {[(r['name'], r['state']) for r in found]}")
         time.sleep(0.5)
