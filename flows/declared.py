@@ -131,9 +131,15 @@ def form(flow: Flow[..., Any]) -> dict[str, Any]:
     return {**schema, "definitions": {}}
 
 
+def _sentence(words: str) -> str:
+    """A name, or what is said of it, as a person begins to read it."""
+    return words[:1].upper() + (words[1:] if " " in words else words[1:].replace("_", " "))
+
+
 def _plain(field: Mapping[str, Any]) -> dict[str, Any]:
     """A field without references: a record becomes an object, what may be null or something else just that something."""
     own = {key: field[key] for key in ("title", "description", "position", "default") if field.get(key) is not None}
+    own |= {key: _sentence(own[key]) for key in ("title", "description") if key in own}
     kinds = [kind for kind in field.get("anyOf", [field]) if kind.get("type") != "null"]
     kind = kinds[0] if len(kinds) == 1 else {"type": "string"}
     if "$ref" in kind or "allOf" in kind:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from support.cli import Everfresh
-from support.operations import deploy_retrain, reaches, working
+from support.operations import reaches, working
 from support.prefect_server import PrefectServer
 from support.stream import Pipeline
 
@@ -68,23 +68,27 @@ def keep(page: Any) -> Keep:
 
 @pytest.fixture(scope="module")
 def deployed(
-    page: Any, played: Pipeline, server: PrefectServer, tmp_path_factory: pytest.TempPathFactory
+    page: Any, played: Pipeline, server: PrefectServer, everfresh: Everfresh, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployed]:
-    """Deployed with a schedule, a real worker on its pool; nobody can see the runs of others in that pool."""
+    """Deployed as a user does it, with a schedule, and a real worker on a pool of its own."""
     folder = tmp_path_factory.mktemp("operated")
+    name = f"digits-{uuid.uuid4().hex[:4]}"
     pipeline = played.copy(
         folder / "pipeline",
-        f"digits-{uuid.uuid4().hex[:4]}",
+        name,
         drift={"report": False},
         evaluation={"report": False},
         policy={"ladder": ["head"]},
         gates=[{"kind": "floor", "minimum": 0.3}],
         approval={"ask": "before_publishing"},
+        schedule={"retrain": "0 3 * * *"},
+        deploy={"pool": f"cpu-{name}"},
     )
-    pool = f"cpu-{pipeline.name}"
-    server.call("work_pools/", name=pool, type="process")
-    with working(server, pool, folder):
-        yield Deployed(pipeline, deploy_retrain(server, pipeline, pool, "0 3 * * *"))
+    done = everfresh("deploy", pipeline.file)
+    assert done.returncode == 0, done.stderr
+    [made] = server.call("deployments/filter", deployments={"name": {"any_": [name]}}, flows={"name": {"any_": ["retrain"]}})
+    with working(server, f"cpu-{name}", folder):
+        yield Deployed(pipeline, made["id"])
 
 
 def field(page: Any, label: str) -> Any:
@@ -102,8 +106,7 @@ def choose(page: Any, label: str, option: str) -> None:
 
 def test_deployments_are_listed_with_their_schedules(page: Any, deployed: Deployed, server: PrefectServer, keep: Keep) -> None:
     page.goto(f"{server.ui}/deployments")
-    row = page.get_by_role("row").filter(has_text=deployed.pipeline.name)
-    row.get_by_text("retrain").wait_for()
+    row = page.get_by_role("row").filter(has_text=deployed.pipeline.name).filter(has_text="retrain")
     row.get_by_text("At 03:00 AM").first.wait_for()
     keep("ui-deployments")
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from support.prefect_server import PrefectServer
-from support.stream import Pipeline
 
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 WITHIN = 240.0
@@ -34,31 +33,6 @@ def working(server: PrefectServer, pool: str, folder: Path) -> Iterator[None]:
             except subprocess.TimeoutExpired:
                 worker.kill()
                 worker.wait()
-
-
-def deploy_retrain(server: PrefectServer, pipeline: Pipeline, pool: str, cron: str) -> str:
-    """`retrain` of a pipeline as a deployment on a pool with a schedule; returns its id."""
-    from prefect import get_client
-    from prefect.client.schemas.actions import DeploymentScheduleCreate
-    from prefect.client.schemas.schedules import CronSchedule
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    from everfresh.flows.form import form
-    from everfresh.flows.retrain import retrain
-
-    with temporary_settings({PREFECT_API_URL: server.api}), get_client(sync_client=True) as client:
-        return str(
-            client.create_deployment(
-                flow_id=client.create_flow(retrain),
-                name=pipeline.name,
-                work_pool_name=pool,
-                entrypoint="everfresh.flows.retrain.retrain",
-                parameters={"config": pipeline.config.model_dump(mode="json")},
-                parameter_openapi_schema=form(retrain),
-                schedules=[DeploymentScheduleCreate(schedule=CronSchedule(cron=cron, timezone="UTC"))],
-                tags=["everfresh", f"pipeline:{pipeline.name}"],
-            )
-        )
 
 
 def reaches(server: PrefectServer, wanted: str, /, **runs: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from everfresh.flows.cli_approval import window_range
-from everfresh.flows.form import form
+from everfresh.flows.declared import form
 from everfresh.tasks import approvals
 from everfresh.tasks.errors import ConfigError, ReleaseError
 from everfresh.tasks.records import Banked, Question, Tick, Wish
@@ -104,4 +104,5 @@ def test_the_form_of_a_custom_run_is_short_and_typed() -> None:
         "first_window": "integer", "last_window": "integer", "config": "object",
     }  # fmt: skip
     assert fields["rung"]["enum"] == ["recalibrate", "head", "full", "pretrained"]
-    assert all(field["title"] and field["description"] for field in fields.values())
+    assert (fields["first_window"]["title"], fields["reason"]["title"]) == ("First window", "Reason")
+    assert all(field["description"][0].isupper() for field in fields.values())
