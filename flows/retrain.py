@@ -10,7 +10,9 @@ from prefect.runtime import flow_run
 
 from everfresh.flows import approval, artifacts
 from everfresh.flows.alerts import announce, deliver
-from everfresh.flows.fine_tune import fine_tune
+from everfresh.flows.declared import publish_limit
+from everfresh.flows.dispatch import fine_tuned
+from everfresh.flows.leases import leased
 from everfresh.flows.outcome import in_one_sentence
 from everfresh.tasks import steps
 from everfresh.tasks.config import PipelineConfig, Rung
@@ -171,7 +173,7 @@ def climb(
     unfit: dict[Rung, str] = {}
     try:
         while rung := next_rung(decision, tried, unfit):
-            made = fine_tune(config, tick, rung, tried[-1] if tried else None)
+            made = fine_tuned(config, tick, rung, tried[-1] if tried else None)
             if isinstance(made, str):
                 unfit[rung] = made
             else:
@@ -189,7 +191,7 @@ def measure(
     found = []
     for rung in rungs:
         try:
-            candidate = made.get(rung) or fine_tune(config, tick, rung, made.get("head") if rung == "full" else None)
+            candidate = made.get(rung) or fine_tuned(config, tick, rung, made.get("head") if rung == "full" else None)
         except (DataError, DeviceError, ModelError, TrainingError) as error:
             get_run_logger().info("rung %s cannot be measured: %s", rung, error)
             continue
@@ -211,7 +213,8 @@ def prove(
     artifacts.evaluation_report(config, tick, challenger, evaluation)
     while evaluation.passed and approval.before_publishing(config, tick, drift, challenger, evaluation):
         try:
-            return evaluation, steps.publish(config, tick, drift, challenger, evaluation)
+            with leased(publish_limit(config)):
+                return evaluation, steps.publish(config, tick, drift, challenger, evaluation)
         except ChampionMoved:
             evaluation = steps.evaluate(config, tick, challenger, drift, against=steps.last_move(config, tick))
             artifacts.evaluation_report(config, tick, challenger, evaluation)
