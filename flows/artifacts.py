@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
-import uuid
-from collections.abc import Sequence
+import logging
 
-from prefect import get_client
+import httpx
 from prefect.artifacts import create_markdown_artifact
-from prefect.runtime import flow_run
+from prefect.exceptions import PrefectException
 
 from everfresh.flows.markdown import plain as _cell
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.ledger import champion_moves
-from everfresh.tasks.records import Candidate, ColumnDrift, DriftReport, Evaluation, JournalEntry, Part, Tick
+from everfresh.tasks.records import Candidate, ColumnDrift, Decision, DriftReport, Evaluation, JournalEntry, Part, Tick
 from everfresh.tasks.steps import open_pipeline
 
+log = logging.getLogger(__name__)
 SHOWN_COLUMNS = 10
 PAGE, SLICES = "report.html", "slices.png"
 """Files of an evaluation."""
@@ -49,7 +49,20 @@ def drift_table(config: PipelineConfig, tick: Tick, drift: DriftReport | None) -
         "To open beside this page:\n"
         + "\n".join(f"- `{store.url(part.key)}`" for name, part in drift.files.items() if name.endswith((".html", ".json"))),
     ]
-    create_markdown_artifact("\n\n".join(lines), key=_key(config, tick, "drift"), description=f"Drift of window {tick.seq}")
+    _tell(config, tick, "drift", lines, f"window {tick.seq}: {drift.verdict}, {drift.score:.2f}; {drift.loss}")
+
+
+def decision_words(config: PipelineConfig, tick: Tick, decision: Decision) -> None:
+    """What the policy says of one window: the action, what speaks for it, which rungs may be tried and which not."""
+    ladder = [f"{place}. {rung}" for place, rung in enumerate(decision.ladder, 1)]
+    lines = [
+        f"## {config.name} · window {tick.seq}: {decision.action}",
+        "\n".join(f"- {_cell(reason)}" for reason in decision.reasons),
+        *(["Rungs, until one is enough:\n\n" + "\n".join(ladder)] if ladder else []),
+        *(f"Left out: {rung}, {_cell(why)}" for rung, why in decision.left_out.items()),
+    ]
+    fired = f" ({', '.join(decision.triggers)})" if decision.triggers else ""
+    _tell(config, tick, "decision", lines, f"window {tick.seq}: {decision.action}{fired}")
 
 
 def tick_summary(config: PipelineConfig, tick: Tick, entry: JournalEntry, evaluation: Evaluation | None) -> None:
@@ -72,7 +85,10 @@ def tick_summary(config: PipelineConfig, tick: Tick, entry: JournalEntry, evalua
             lines.append(f"| {'✔' if v.passed else '✘'} {_cell(v.gate)} | {_cell(v.words.removeprefix(f'{v.gate}: '))} |")
         shown = {name: part for name, part in evaluation.files.items() if name.endswith(".png") and name != SLICES}
         lines += ["", *(_picture(config, tick, part, name) for name, part in shown.items())]
-    create_markdown_artifact("\n".join(lines), key=_key(config, tick, "tick"), description=headline(entry))
+    _tell(config, tick, "tick", ["\n".join(lines)], f"window {tick.seq}: {headline(entry)}")
+    _cost(config, tick, entry)
+    if entry.version is not None:
+        _release(config, tick, entry)
 
 
 def evaluation_report(config: PipelineConfig, tick: Tick, candidate: Candidate, evaluation: Evaluation) -> None:
@@ -101,7 +117,7 @@ def evaluation_report(config: PipelineConfig, tick: Tick, candidate: Candidate, 
         *([_picture(config, tick, evaluation.files[SLICES], SLICES)] if SLICES in evaluation.files else []),
         *([f"The page: `{store.url(evaluation.files[PAGE].key)}`"] if PAGE in evaluation.files else []),
     ]
-    create_markdown_artifact("\n\n".join(lines), key=_key(config, tick, "evaluation"), description=verdict)
+    _tell(config, tick, "evaluation", lines, f"window {tick.seq}: {verdict}")
 
 
 def headline(entry: JournalEntry) -> str:
@@ -120,12 +136,36 @@ def headline(entry: JournalEntry) -> str:
     return f"{'drift alarm, ' if entry.alarm else ''}nothing done, {stays}"
 
 
-def name_run(config: PipelineConfig, entries: Sequence[JournalEntry]) -> None:
-    """Name the flow run after what it did, for the list of runs; a tick with nothing to do keeps the pipeline's name."""
-    first, last = entries[0], entries[-1]
-    windows = f"window {last.seq}" if first.seq == last.seq else f"windows {first.seq}–{last.seq}"
-    with get_client(sync_client=True) as client:
-        client.update_flow_run(uuid.UUID(flow_run.id), name=f"{config.name} · {windows} · {headline(last)}")
+def _cost(config: PipelineConfig, tick: Tick, entry: JournalEntry) -> None:
+    """What one tick took, and what that bought."""
+    wall, bought = (entry.finished_at - entry.started_at).total_seconds(), entry.gain
+    rows = [(t.rung, t.cost, "–" if t.tune_gain is None else f"{t.tune_gain:+.1%}") for t in entry.tried]
+    table = [
+        f"| {name} | {c.seconds:.1f} | {c.device_seconds:.1f} | {c.samples:,} | {c.memory_bytes / 2**20:,.0f} | {gain} |"
+        for name, c, gain in [*rows, *([("all", entry.cost, "")] if len(rows) > 1 else [])]
+    ]
+    head = "| rung | seconds | device seconds | samples seen | peak MiB of device | gain on tune |\n|---|---|---|---|---|---|"
+    gain = f"{bought.value:+.1%} [{bought.low:+.1%}, {bought.high:+.1%}]" if bought else "nothing was compared"
+    lines = [
+        f"## {config.name} · window {tick.seq}: {wall:.0f} s from beginning to end, {entry.cost.seconds:.1f} s of training",
+        *(["\n".join([head, *table])] if rows else ["Nothing was trained."]),
+        f"Challenger against champion on this window's hold-out: {gain}.",
+    ]
+    _tell(config, tick, "cost", lines, f"window {tick.seq}: {wall:.0f} s, {entry.cost.seconds:.1f} s of training; {gain}")
+
+
+def _release(config: PipelineConfig, tick: Tick, entry: JournalEntry) -> None:
+    """What went live: its number, who made it, where it stands."""
+    store = open_pipeline(config, tick)
+    right = "" if entry.challenger_accuracy is None else f", {entry.challenger_accuracy:.1%} right on its hold-out"
+    lines = [
+        f"## {config.name} · v{entry.version}: {_cell(headline(entry))}",
+        f"- window {entry.seq}, {entry.samples:,} samples{right}",
+        *(f"- {_cell(reason)}" for reason in entry.decision.reasons),
+        f"- where it stands: `{store.url(f'releases/{entry.release}')}`",
+        f"- the way back: `everfresh rollback` with the pipeline's file, or its deployment `rollback/{config.name}`",
+    ]
+    _tell(config, tick, "release", lines, f"v{entry.version} of window {entry.seq}{right}")
 
 
 def _beside(config: PipelineConfig, tick: Tick, drift: DriftReport) -> list[str]:
@@ -161,6 +201,14 @@ def _means(column: ColumnDrift) -> str:
 def _picture(config: PipelineConfig, tick: Tick, part: Part, name: str) -> str:
     data = base64.b64encode(open_pipeline(config, tick).read(part)).decode()
     return f"![{name}](data:image/png;base64,{data})"
+
+
+def _tell(config: PipelineConfig, tick: Tick, topic: str, lines: list[str], words: str) -> None:
+    """The newest page of a topic; work is never ended by a server that is out of reach."""
+    try:
+        create_markdown_artifact("\n\n".join(lines), key=_key(config, tick, topic), description=words)
+    except (httpx.HTTPError, PrefectException, OSError) as error:
+        log.warning("the page %s could not be told to Prefect: %s", _key(config, tick, topic), error)
 
 
 def _key(config: PipelineConfig, tick: Tick, topic: str) -> str:

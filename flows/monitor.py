@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
-from everfresh.flows import artifacts
+from everfresh.flows import artifacts, run_names
 from everfresh.flows.alerts import announce, deliver
 from everfresh.flows.outcome import in_one_sentence
 from everfresh.tasks import steps
@@ -23,8 +23,10 @@ def monitor(config: PipelineConfig) -> DriftReport | None:
     deliver(config)
     tick = steps.watched_window(config)
     if tick is None:
+        run_names.name_monitoring(config, None, None)
         return None
     drift = steps.detect_drift(config, tick)
     artifacts.drift_table(config, tick, drift)
     announce(config, tick, drift)
+    run_names.name_monitoring(config, tick.seq, drift)
     return drift

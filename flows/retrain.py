@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
-from everfresh.flows import approval, artifacts
+from everfresh.flows import approval, artifacts, run_names
 from everfresh.flows.alerts import announce, deliver
 from everfresh.flows.declared import publish_limit
 from everfresh.flows.dispatch import fine_tuned
@@ -69,9 +69,8 @@ def retrain(
         forced, waits_too = _treat(config, _forced(config, wish))
         done, waits = done + forced, waits_too or waits
     entries = [entry for _, entry in done]
-    if entries:
-        artifacts.name_run(config, entries)
-    elif not waits:
+    run_names.name_retraining(config, entries, waits=waits)
+    if not entries and not waits:
         get_run_logger().info(
             "nothing to do: %s", "there is no window yet to retrain on" if force else "nothing is new in the source"
         )
@@ -146,6 +145,7 @@ def run_tick(config: PipelineConfig, tick: Tick, beside: Sequence[Rung] = ()) ->
     drift = steps.detect_drift(config, tick)
     decision = steps.decide_action(config, tick, drift)
     artifacts.drift_table(config, tick, drift)
+    artifacts.decision_words(config, tick, decision)
     announce(config, tick, drift)
     announce(config, tick, decision)
     decision = approval.before_training(config, tick, drift, decision)

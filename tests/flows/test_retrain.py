@@ -247,9 +247,22 @@ def test_a_long_training_is_watched_on_the_server(
 
 
 def test_a_run_is_named_for_what_it_did(played: Pipeline, server: PrefectServer) -> None:
-    names = [f"{played.name} · window {n} · released v{n}, made by {rung}" for n, rung in made(played)]
+    second = next(entry for entry in scheduled(played.store) if entry.seq == 2)
+    names = [f"{played.name} · window 1 · released v1", f"{played.name} · window 2 · drift {second.score:.2f} · released v2"]
     runs = server.call("flow_runs/filter", flow_runs={"name": {"any_": names}}, sort="START_TIME_ASC")
     assert [run["name"] for run in runs] == names
+    assert {"everfresh", f"pipeline:{played.name}", "window:2", "release:v2", "drift"} <= set(runs[1]["tags"])
+
+
+def test_each_topic_has_a_timeline_of_artifacts(played: Pipeline, server: PrefectServer) -> None:
+    told = {
+        topic: [page["description"] for page in server.artifacts(f"{played.name}-{topic}")]
+        for topic in ("drift", "decision", "evaluation", "release", "cost", "tick")
+    }
+    assert [len(told[topic]) for topic in told] == [1, 2, 2, 2, 2, 2]
+    assert told["decision"][0].startswith("window 2: retrain (")
+    assert told["release"][0].startswith("v2 of window 2, ")
+    assert all("s of training" in words for words in told["cost"])
 
 
 def test_drift_and_a_release_are_events(played: Pipeline, server: PrefectServer) -> None:

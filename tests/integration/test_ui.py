@@ -24,7 +24,7 @@ WITHIN = 60_000
 
 def the_run(played: Pipeline, server: PrefectServer) -> Any:
     """The flow run of the second window."""
-    named = {"name": {"like_": f"{played.name} · window 2 · released v2, made by "}}
+    named = {"name": {"like_": f"{played.name} · window 2 · drift "}}
     [run] = server.call("flow_runs/filter", flow_runs=named)
     return run
 
