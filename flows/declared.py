@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -115,6 +116,7 @@ def job_variables(config: PipelineConfig, *, gpu: bool) -> dict[str, Any]:
     return {**given, "env": {**KEPT_SILENT, **heartbeat, **how.env, **given.get("env", {})}}
 
 
+@cache
 def form(flow: Flow[..., Any]) -> dict[str, Any]:
     """The parameters of a flow as *Custom run* asks for them.
 
@@ -123,6 +125,8 @@ def form(flow: Flow[..., Any]) -> dict[str, Any]:
     """
     schema = parameter_schema(flow.fn).model_dump()
     properties = {name: _plain(field) for name, field in schema["properties"].items()}
+    if "config" in properties:
+        properties["config"]["description"] = "The pipeline file as it was deployed; leave it as it is."
     last = sorted(properties, key=lambda name: (properties[name]["type"] == "object", properties[name]["position"]))
     for position, name in enumerate(last):
         properties[name]["position"] = position

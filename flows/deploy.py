@@ -47,6 +47,8 @@ MOST_RUNS = 200
 """That Prefect hands out at once."""
 SHOWN = 60
 """Characters of a value in the table of changes."""
+ABSENT = object()
+"""Where a key is not there at all, which null is not."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ def differences(had: Any, wanted: Any, path: str = "") -> Iterator[str]:
     """Where two plain values differ, one line a leaf: ``parameters.config.policy: 1 → 2``."""
     if isinstance(had, Mapping) and isinstance(wanted, Mapping) and path != "form":
         for key in [*wanted, *(key for key in had if key not in wanted)]:
-            yield from differences(had.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))
+            yield from differences(had.get(key, ABSENT), wanted.get(key, ABSENT), f"{path}.{key}".lstrip("."))
     elif path == "form":
         if had != wanted:
             yield "form of custom runs"
@@ -232,7 +234,7 @@ def differences(had: Any, wanted: Any, path: str = "") -> Iterator[str]:
 
 
 def _short(value: Any) -> str:
-    text = "nothing" if value is None or value == [] else value if isinstance(value, str) else repr(value)
+    text = "nothing" if value is None or value == [] or value is ABSENT else value if isinstance(value, str) else repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 

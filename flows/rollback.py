@@ -16,6 +16,11 @@ from everfresh.tasks.records import AliasMove
 def rollback(config: PipelineConfig, to: int | None = None, reason: str = "") -> AliasMove:
     """Move the champion back to version `to`, or to the one before.
 
+    Args:
+        config: the pipeline.
+        to: number of the version; empty for the one before.
+        reason: why, for the history.
+
     Returns:
         The move that was made.
     """
