@@ -115,8 +115,10 @@ class Live:
                 continue
             made = _modified(self.store, f"candidates/{entry.release}")
             for run in self.runs:
-                child = next((r for r in self.runs if r.parent == run.id and r.pool == "gpu" and _within(r, made)), None)
-                if run.flow == "retrain" and run.over and child and child.over and _within(run, entry.finished_at):
+                children = [r for r in self.runs if r.parent == run.id and r.pool == "gpu" and r.state == "Completed"]
+                child = next((r for r in children if _within(r, made)), None)
+                alive = run.flow == "retrain" and run.state in {"Running", "Completed"}  # it may go on with later windows
+                if alive and child and _within(run, entry.finished_at):
                     return Answer(entry, run, child, self._alert(run))
         return None
 
@@ -137,8 +139,8 @@ def play(live: Live, inbox: Store, seed: int, deadline: datetime) -> Answer:
                 "runs in the Prefect UI say why; the same command goes on where it was."
             )
         seen, published = stream(live.store).last_seq(), champion_moves(live.store).last_seq()
-        released = any(e.version for e in scheduled(live.store) if e.decision.action == "retrain")
-        if published and seen < len(ARRIVALS) and not released and upload(inbox, ARRIVALS[seen], seed):
+        busy = any(run.flow == "retrain" and not run.over for run in live.runs)
+        if published and not busy and seen < len(ARRIVALS) and upload(inbox, ARRIVALS[seen], seed):
             arrival = ARRIVALS[seen]
             words = f"[yellow]scans[/yellow]  {arrival.samples} arrive as window {seen + 1} ({arrival.name})"
             live.console.print(f"{datetime.now():%H:%M:%S}  {words}")  # noqa: DTZ005 - the reader's own clock
