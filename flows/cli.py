@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import typer
 
-from everfresh.flows import cli_approval, cli_channel, cli_deploy, cli_doctor, cli_moves, cli_releases, cli_stack
+from everfresh.flows import cli_approval, cli_channel, cli_deploy, cli_doctor, cli_look, cli_moves, cli_releases, cli_stack
 from everfresh.flows.cli_shared import FAILED, REJECTED, STOPPED, WRONG_USE, AsJson, Pipeline, Reason, show
 from everfresh.tasks.config import PipelineConfig, Rung, load_config
 from everfresh.tasks.errors import ConfigError, EverfreshError
@@ -39,6 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_channel.app)
+app.add_typer(cli_look.app)
 app.add_typer(cli_moves.app)
 app.add_typer(cli_releases.app)
 app.add_typer(cli_stack.app)
@@ -319,41 +320,6 @@ def _dies_with_us(pid: int) -> None:
     command = [sys.executable, "-c", WATCH, str(pid)]
     subprocess.Popen(command, stdin=reader, stdout=quiet, stderr=quiet, start_new_session=True)  # noqa: S603 - our own words
     os.close(reader)
-
-
-@app.command()
-def status(pipelines: Annotated[list[Path], typer.Argument(help="Pipeline files.")], as_json: AsJson = False) -> None:
-    """Where pipelines stand: champion, last window, drift, accuracy."""
-    from everfresh.flows.look import status as facts
-    from everfresh.flows.look import status_table
-
-    found = [facts(load_config(path)) for path in pipelines]
-    if as_json:
-        show(found, as_json=True)
-        return
-    for one in found:
-        show(status_table(one), as_json=False)
-
-
-@app.command()
-def history(pipeline: Pipeline, as_json: AsJson = False) -> None:
-    """Every tick: what came in, what drifted, what was decided and why, what it cost and bought."""
-    from everfresh.flows.look import history as read
-    from everfresh.flows.look import history_table, other_moves
-    from everfresh.tasks.store import pipeline_store
-
-    store = pipeline_store(load_config(pipeline))
-    (entries, moves), others = read(store), other_moves(store)
-    if as_json:
-        plain: dict[str, Any] = {"ticks": [e.model_dump(mode="json") for e in entries]}
-        plain["moves"] = [m.model_dump(mode="json") for m in moves]
-        if others:
-            plain["aliases"] = {name: [m.model_dump(mode="json") for m in log] for name, log in others.items()}
-        show(plain, as_json=True)
-    elif entries or moves:
-        show(history_table(entries, moves, others), as_json=False)
-    else:
-        sys.stdout.write("no tick yet: `everfresh run` makes the first\n")
 
 
 @app.command()

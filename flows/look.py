@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -26,10 +27,15 @@ MEANS = {
 """Facts of the status whose key does not say all: the champion that met the last window may have been replaced since."""
 
 
+READERS = 8
+"""Journal entries that are read at the same time; a store far away answers each in milliseconds."""
+
+
 def history(store: Store) -> tuple[list[JournalEntry], list[AliasMove]]:
     """All journal entries, by window and time, and all moves of the champion."""
     keys = [item.key for item in store.list("journal") if item.key.endswith(".json")]
-    entries = [JournalEntry.from_bytes(store.get(key)) for key in keys]
+    with ThreadPoolExecutor(READERS) as readers:
+        entries = list(readers.map(lambda key: JournalEntry.from_bytes(store.get(key), store.url(key)), keys))
     return sorted(entries, key=lambda e: (e.seq, e.started_at)), list(champion_moves(store))
 
 
@@ -39,19 +45,23 @@ def other_moves(store: Store) -> dict[str, list[AliasMove]]:
 
 
 def status(config: PipelineConfig) -> dict[str, Any]:
-    """Where a pipeline stands, as plain values."""
-    store = pipeline_store(config)
+    """Where the pipeline of a file stands, as plain values."""
+    return facts(config.name, pipeline_store(config), config)
+
+
+def facts(name: str, store: Store, config: PipelineConfig | None = None) -> dict[str, Any]:
+    """Where a pipeline stands, as plain values; what its store does not say is left to its file."""
     move, last, head = champion_moves(store).last(), latest(store), stream(store).last()
     release = find(store, f"releases/{move.release}/release.json", Release) if move else None
     others = {name: m for name, m in aliases(store).items() if name != CHAMPION}
     return {
-        "pipeline": config.name,
+        "pipeline": name,
         "store": store.url(""),
         "champion": f"v{move.version}" if move else None,
         "release": store.url(f"releases/{move.release}") if move else None,
         "since": move.at.isoformat() if move else None,
         "champion_accuracy": release.accuracy if release else None,
-        "right_is": meaning(config),
+        "right_is": meaning(config) if config else None,
         "by": f"{move.by}: {move.kind}{_because(move.reason)}" if move else None,
         "pinned": move.pinned if move else False,
         "other_aliases": [f"{name} is {m.label}, by {m.by}{_because(m.reason)}" for name, m in others.items()],
@@ -91,6 +101,34 @@ def status_table(facts: dict[str, Any]) -> Table:
         table.add_row("next", f"`everfresh run` goes on with {what} taken in; a training goes on from its last checkpoint")
     elif facts["last_tick"] is None:
         table.add_row("next", "`everfresh run` makes the first tick")
+    return table
+
+
+def overview_table(found: Sequence[dict[str, Any]]) -> Table:
+    """One row a pipeline."""
+    table = Table(header_style="bold", pad_edge=False)
+    for name in (
+        "pipeline",
+        "champion",
+        "since",
+        "windows",
+        "waiting",
+        "drift",
+        "right, last window",
+        "last decision",
+        "last tick",
+    ):
+        table.add_column(name, justify="right" if name in {"windows", "waiting", "right, last window"} else "left")
+    for one in found:
+        right = one["estimated_accuracy"] if one["measured_accuracy"] is None else one["measured_accuracy"]
+        alarm = {None: "–", True: "ALARM", False: "quiet"}[one["drift_alarm"]]
+        pinned = " pinned" if one["pinned"] else ""
+        since, ticked = ((one[key] or "–")[:16].replace("T", " ") for key in ("since", "last_tick"))
+        counts = (str(one["windows"]), str(one["windows_waiting"]))
+        table.add_row(
+            one["pipeline"], f"{one['champion'] or '–'}{pinned}", since, *counts, alarm, share(right),
+            one["last_decision"] or "–", ticked,
+        )  # fmt: skip
     return table
 
 

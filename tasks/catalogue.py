@@ -82,6 +82,16 @@ def catalogue(store: Store) -> list[Entry]:
     ]
 
 
+def pipelines(store: Store) -> list[str]:
+    """Names of the pipelines of a whole store: folders in which a window was taken in or a champion named."""
+
+    def has(name: str) -> bool:
+        own = store.sub(name)
+        return own.exists("stream/00000001.json") or own.exists(f"aliases/{CHAMPION}/00000001.json")
+
+    return [name for name in store.folders() if has(name)]
+
+
 def removed(store: Store) -> list[RemovedRelease]:
     """What stays of the releases whose weights went, oldest first."""
     keys = [item.key for item in store.list("releases") if item.key.endswith(f"/{REMOVED}")]

@@ -132,6 +132,10 @@ class Store(ABC):
     def list(self, prefix: str = "", after: str = "") -> Iterator[Listed]:
         """Objects whose key starts with the folder `prefix` and sorts after `after`, in order of keys."""
 
+    def folders(self) -> tuple[str, ...]:
+        """Names of the folders at the top, in order; no more is read than need be."""
+        return tuple(sorted({item.key.split("/")[0] for item in self.list() if "/" in item.key}))
+
     @abstractmethod
     def delete(self, key: str) -> None:
         """Remove an object; none there is fine."""

@@ -110,6 +110,13 @@ class FolderStore(Store):
         with self._speaking("list", prefix):
             yield from (item for item in self._walk(start, (os.path.realpath(start),)) if item.key > after)
 
+    def folders(self) -> tuple[str, ...]:
+        with self._speaking("list", ""):
+            if not self.root.is_dir():
+                return ()
+            folders = [entry.name for entry in os.scandir(self.root) if entry.is_dir() and not entry.name.startswith(".")]
+        return tuple(sorted(folders))
+
     def _walk(self, folder: Path, inside: tuple[str, ...]) -> Iterator[Listed]:
         """Files under a folder, links followed; a link to a folder that it stands in, `inside`, would never end."""
         try:

@@ -299,6 +299,17 @@ class S3Store(Store):
             arguments["StartAfter"] = root + after
         yield from sorted(self._pages(root, arguments), key=lambda item: item.key)  # not every server sorts whole keys
 
+    def folders(self) -> tuple[str, ...]:
+        root, start = self._start("")
+        found: list[str] = []
+        arguments: dict[str, Any] = {"Prefix": start, "Delimiter": "/"}
+        while True:
+            page = self._call("list_objects_v2", "", **arguments)
+            found += [each["Prefix"].removeprefix(root).rstrip("/") for each in page.get("CommonPrefixes", ())]
+            if not page.get("IsTruncated"):
+                return tuple(sorted(name for name in found if name and not name.startswith(".")))
+            arguments["ContinuationToken"] = page["NextContinuationToken"]
+
     def _start(self, prefix: str) -> tuple[str, str]:
         """What all keys of the store begin with, and what those under a prefix do."""
         root = f"{self.prefix}/" if self.prefix else ""

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import io
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 from rich.table import Table
+from support.entries import NOON, entry, keep, move
 
 from everfresh.flows.artifacts import headline
 from everfresh.flows.look import history, history_table, set_aside, share, status, status_table
 from everfresh.tasks.alias import pin
 from everfresh.tasks.config import ImageFolder, ModelConfig, PipelineConfig
 from everfresh.tasks.ledger import champion_moves, stream
-from everfresh.tasks.records import AliasMove, Cost, Cursor, Decision, Interval, JournalEntry, StreamEntry, TriedRung
+from everfresh.tasks.records import Cost, Cursor, Decision, Interval, StreamEntry, TriedRung
 from everfresh.tasks.store import Store, pipeline_store
-
-NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -31,28 +29,6 @@ def config(tmp_path: Path) -> PipelineConfig:
 @pytest.fixture
 def pipeline(config: PipelineConfig) -> Store:
     return pipeline_store(config)
-
-
-def entry(seq: int, **fields: Any) -> JournalEntry:
-    at = NOON + timedelta(hours=seq)
-    usual: dict[str, Any] = {
-        "seq": seq, "request": "", "view": f"view{seq}", "samples": 10, "quarantined": 0, "labelled": 10,
-        "decision": Decision(action="nothing", reasons=("no drift alarm (p = 0.4)",)), "champion": None,
-        "champion_version": None, "trust": "trusted", "bank": (), "samples_since_training": 0,
-        "windows_since_training": 0, "cost": Cost(seconds=2.5), "started_at": at, "finished_at": at,
-    }  # fmt: skip
-    return JournalEntry(**{**usual, **fields})
-
-
-def move(seq: int, kind: Any = "publish", version: int = 1, **fields: Any) -> AliasMove:
-    return AliasMove(
-        seq=seq, id=str(seq), kind=kind, release="r" * 32, version=version, by="ann", reason="audit", at=NOON, **fields
-    )
-
-
-def keep(store: Store, *entries: JournalEntry) -> None:
-    for one in entries:
-        store.create(f"journal/{one.seq:08d}-{one.request or 'tick'}.json", one.to_bytes())
 
 
 def shown(table: Table) -> str:
