@@ -69,6 +69,7 @@ def tick_summary(config: PipelineConfig, tick: Tick, entry: JournalEntry, evalua
     """What was decided and why, what each rung cost and reached, what the gates said, and who is champion now."""
     lines = [f"## {config.name} · window {tick.seq}: {_cell(headline(entry))}"]
     lines += [f"- {_cell(reason)}" for reason in entry.decision.reasons]
+    lines += [f"- {_cell(said.sentence)}" for said in entry.answers]
     if entry.tried:
         lines.append(
             "\n| rung | tune accuracy | gain on tune | seconds | images/s | waiting for data |\n|---|---|---|---|---|---|"
