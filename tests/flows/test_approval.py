@@ -18,11 +18,10 @@ from everfresh.tasks.records import Candidate, JournalEntry, Question
 ALWAYS = {"ladder": ["head"], "triggers": [{"kind": "new_samples", "count": 1}]}
 
 
-def asking(pipeline: Pipeline, stage: str, **approval: Any) -> Pipeline:
+def asking(pipeline: Pipeline, stage: str) -> None:
     """The pipeline, asking at a stage, with a window that it wants to train on."""
-    pipeline.rewrite(policy=ALWAYS, approval={"ask": stage, **approval}, gates=[{"kind": "floor", "minimum": 0.3}])
+    pipeline.rewrite(policy=ALWAYS, approval={"ask": stage}, gates=[{"kind": "floor", "minimum": 0.3}])
     pipeline.arrives(3, AGED)
-    return pipeline
 
 
 def asked(pipeline: Pipeline) -> Question:
@@ -81,8 +80,11 @@ def test_what_a_person_rejects_does_not_go_live(pipeline: Pipeline) -> None:
 
 
 def test_a_question_that_nobody_answers_counts_as_rejected(pipeline: Pipeline) -> None:
-    asking(pipeline, "before_publishing", hours=1e-6)
+    asking(pipeline, "before_publishing")
     assert retrain(pipeline.config) == []
+    question = asked(pipeline)
+    passed = question.model_copy(update={"expires_at": question.asked_at})  # three days went by
+    pipeline.store.put(f"approvals/{question.id}/asked.json", passed.to_bytes())
     entry = tick(pipeline)
     assert (entry.failed_gates, entry.version) == (("approval",), None)
     assert [(a.by, a.through) for a in entry.answers] == [("nobody", "expiry")]
