@@ -16,12 +16,23 @@ from everfresh.tasks.config import PipelineConfig, load_config
 
 ROOT = Path(__file__).parents[2]
 FLOWS = {
-    "retrain": {"config", "force", "reason", "rung", "trust_labels", "drain"},
+    "retrain": {"config", "force", "reason", "rung", "trust_labels", "drain", "first_window", "last_window"},
     "monitor": {"config"},
     "replay": {"config", "name", "rung", "last", "all_rungs"},
     "rollback": {"config", "to", "reason"},
     "fine_tune": {"config", "tick", "rung", "start"},
+    "sweep": {"config", "older_than_hours", "delete"},
 }
+TICK = {
+    "seq": 1,
+    "view": "v",
+    "champion": None,
+    "champion_move": 0,
+    "reference": None,
+    "bank": [],
+    "now": "2026-01-01T00:00:00Z",
+}
+REQUIRED: dict[str, dict[str, object]] = {"fine-tune": {"tick": TICK | {"now": "2026-01-01T00:00:00Z"}, "rung": "head"}}
 EXAMPLES = sorted((ROOT / "deployments" / "pipelines").glob("*.yaml"))
 STEPS = [value for value in vars(steps).values() if isinstance(value, Task)]
 
@@ -49,9 +60,7 @@ def test_a_flow_takes_its_config_as_json_too(name: str) -> None:
     """A deployment holds its parameters as JSON; Prefect makes records of them."""
     raw = {"name": "p", "store": "s", "source": {"kind": "folder"}, "model": {"classes": ["a", "b"]}}
     given = {"config": raw}
-    if name == "fine_tune":
-        tick = {"seq": 1, "view": "v", "champion": None, "champion_move": 0, "reference": None, "bank": []}
-        given |= {"tick": tick | {"now": "2026-01-01T00:00:00Z"}, "rung": "head"}
+    given |= REQUIRED.get(name.replace("_", "-"), {})
     assert isinstance(flow(name).validate_parameters(given)["config"], PipelineConfig)
 
 
