@@ -279,7 +279,7 @@ def _drop_strays(client: Client, config: PipelineConfig) -> None:
 
 
 def _automations(client: Client, config: PipelineConfig, wanted: list[AutomationCore]) -> Iterator[Change]:
-    had = {one.name: one for one in _all_automations(client) if one.name.startswith(f"everfresh · {config.name} · ")}
+    had = {one.name: one for one in all_automations(client) if one.name.startswith(f"everfresh · {config.name} · ")}
     for one in wanted:
         what = f"automation {one.name}"
         if one.name not in had:
@@ -293,7 +293,7 @@ def _automations(client: Client, config: PipelineConfig, wanted: list[Automation
         yield Change("-", f"automation {name}", "", partial(Client.delete_automation, automation_id=had[name].id))
 
 
-def _all_automations(client: Client) -> Iterator[Automation]:
+def all_automations(client: Client) -> Iterator[Automation]:
     """Every automation of the server, page by page: the client's own call stops at the first 200."""
     offset = 0
     while True:

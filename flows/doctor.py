@@ -13,7 +13,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -28,11 +27,8 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import WorkPool
 
-SCHEDULED = ("monitor", "retrain", "sweep")
-FLOWS = ("fine-tune", *SCHEDULED, "rollback")
-"""What `everfresh deploy` makes of a pipeline."""
-Ticks = tuple[str | None, str | None]
-"""A cron expression and its zone."""
+NAMED = 4
+"""Differences that are named; `everfresh deploy --dry-run` shows all."""
 CLOCKS_WITHIN = timedelta(seconds=30)
 """Between server and this machine: schedules, time-outs and the age of heartbeats are compared across the two."""
 LEAST_FREE = 2 << 30
@@ -76,9 +72,8 @@ def _behind_server(config: PipelineConfig | None) -> Iterator[Checked]:
             return
         for name in filter(None, (config.deploy.pool, config.deploy.gpu_pool)):
             yield tried(f"pool {name}", lambda name=name: _pool(client, config, name))  # type: ignore[misc]
-        for flow in FLOWS:
-            yield tried(f"deployment {flow}", lambda flow=flow: _deployment(client, config, flow))  # type: ignore[misc]
-        yield tried("automations", lambda: _automations(client, config))
+        yield tried("deployed", lambda: _deployed(config))
+        yield tried("switched off", lambda: _switched_off(client, config))
 
 
 def _devices() -> str:
@@ -133,7 +128,7 @@ def _server_version(client: SyncPrefectClient) -> str:
 
 def _server_clock(client: SyncPrefectClient) -> str:
     begun = time.monotonic()
-    told = parsedate_to_datetime(client._client.get("/health").headers["date"])
+    told = parsedate_to_datetime(client.request("GET", "/health").headers["date"])
     slack = timedelta(seconds=1 + time.monotonic() - begun)  # the header has whole seconds
     off = told - datetime.now(UTC)
     if abs(off) > CLOCKS_WITHIN + slack:
@@ -147,7 +142,9 @@ def _server_clock(client: SyncPrefectClient) -> str:
 def _telemetry(client: SyncPrefectClient) -> str:
     """What the server says of itself, and what this process's environment says; whoever asks for it may have it."""
     sends = (
-        [] if client._client.get("/admin/settings").json()["server"]["analytics_enabled"] is False else ["the Prefect server"]
+        []
+        if client.request("GET", "/admin/settings").json()["server"]["analytics_enabled"] is False
+        else ["the Prefect server"]
     )
     quiet = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     sends += [
@@ -195,50 +192,33 @@ def _workers(client: SyncPrefectClient, pool: WorkPool) -> str:
     return f"{pool.type}, {len(online)} worker{'s' * (len(online) > 1)} online ({', '.join(sorted(online)[:3])}){limit}"
 
 
-def _deployment(client: SyncPrefectClient, config: PipelineConfig, flow: str) -> str:
-    """Whether it is there and ticks when the pipeline file says."""
-    from prefect.exceptions import ObjectNotFound
+def _deployed(config: PipelineConfig) -> str:
+    """Whether the server has what the pipeline file says, as `everfresh deploy --dry-run` compares it."""
+    from everfresh.flows.deploy import deploy
 
-    name = f"{flow}/{config.name}"
-    try:
-        found = client.read_deployment_by_name(name)
-    except ObjectNotFound:
-        raise EverfreshError(f"{name} must be deployed, got no such deployment. `everfresh deploy` makes it.") from None
-    if found.paused:
-        raise EverfreshError(f"{name} must not be paused, got one that is. Resume it in the UI, or `everfresh deploy` again.")
-    pool = (config.deploy.gpu_pool or config.deploy.pool) if flow == "fine-tune" else config.deploy.pool
-    cron = getattr(config.schedule, flow, None) if flow in SCHEDULED else None
-    wanted: set[Ticks] = {(cron, config.schedule.timezone)} if cron else set()
-    there: set[Ticks] = {
-        (getattr(s.schedule, "cron", "other"), getattr(s.schedule, "timezone", None)) for s in found.schedules if s.active
-    }
-    if there != wanted or found.work_pool_name != pool:
+    if changes := deploy(config, dry_run=True):
+        named = ", ".join(f"{change.sign} {change.what}" for change in changes[:NAMED])
+        more = f" and {len(changes) - NAMED} more" if len(changes) > NAMED else ""
         raise EverfreshError(
-            f"{name} must run in {pool} {_ticks(wanted)}, got {found.work_pool_name} {_ticks(there)}. `everfresh deploy` again."
+            f"the server must have what the pipeline file says, got {len(changes)} differences: {named}{more}. "
+            "`everfresh deploy` makes it so; with --dry-run it shows all."
         )
-    return f"in {pool}, {_ticks(wanted)}"
+    return "deployments, schedules, limits and automations are as the pipeline file says"
 
 
-def _ticks(schedules: set[Ticks]) -> str:
-    return " and ".join(f"at {cron} {zone}" for cron, zone in sorted(schedules, key=str)) or "when asked"
+def _switched_off(client: SyncPrefectClient, config: PipelineConfig) -> str:
+    """What a person has paused, which `deploy` respects, and which is forgotten."""
+    from everfresh.flows.deploy import all_automations, existing
 
-
-def _automations(client: SyncPrefectClient, config: PipelineConfig) -> str:
-    """Whether those that `deploy` makes are there and on."""
-    from prefect.exceptions import ObjectNotFound
-
-    from everfresh.flows.automations import wanted
-
-    ids = {}
-    for full in (f"{flow}/{config.name}" for flow in FLOWS):
-        with suppress(ObjectNotFound):  # which has a line of its own
-            ids[full] = client.read_deployment_by_name(full).id
-    names = {automation.name for automation in wanted(config, ids, "")}
-    there = {a.name: a.enabled for a in client.read_automations() if a.name.startswith(f"everfresh · {config.name} · ")}
-    if missing := sorted(names - there.keys()):
-        raise EverfreshError(f"automations must be there, {', '.join(missing)} are not. `everfresh deploy` makes them.")
-    if off := sorted(name for name in names if not there[name]):
+    deployments = existing(client, config)
+    off = [f"deployment {flow}/{config.name}" for flow, one in deployments.items() if one.paused]
+    off += [
+        f"schedule of {flow}/{config.name}" for flow, one in deployments.items() if any(not s.active for s in one.schedules)
+    ]
+    prefix = f"everfresh · {config.name} · "
+    off += [f"automation {a.name}" for a in all_automations(client) if a.name.startswith(prefix) and not a.enabled]
+    if off:
         raise EverfreshError(
-            f"automations must be on, got {', '.join(off)} paused. Resume them in the UI or with `prefect automation resume`."
+            f"nothing must be switched off, got {', '.join(sorted(off))}. Switch it on in the UI when it may run."
         )
-    return f"{len(names)} are on"
+    return "nothing"

@@ -132,7 +132,7 @@ def problems(root: Path = HERE) -> Iterator[str]:
     """All that is wrong."""
     for pattern, validate in KINDS.items():
         paths = sorted(root.glob(pattern))
-        if not paths and (root / pattern).parent.exists():
+        if not paths:
             yield f"{root / pattern} must be there, got no such file. Correct the pattern in {Path(__file__).name}."
         for path in paths:
             yield from validate(path)

@@ -21,6 +21,8 @@ RUN install() { /opt/uv/bin/uv pip install --quiet --python /opt/everfresh/bin/p
 COPY pyproject.toml README.md ./
 COPY tasks tasks
 COPY flows flows
+COPY infra/__init__.py infra/__init__.py
+COPY infra/work_pools infra/work_pools
 RUN /opt/uv/bin/uv pip install --quiet --python /opt/everfresh/bin/python --no-deps .
 
 FROM ${BASE}

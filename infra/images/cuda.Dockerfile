@@ -14,6 +14,8 @@ RUN /opt/uv/bin/uv pip install --quiet --python /opt/everfresh/bin/python --no-d
 COPY pyproject.toml README.md ./
 COPY tasks tasks
 COPY flows flows
+COPY infra/__init__.py infra/__init__.py
+COPY infra/work_pools infra/work_pools
 RUN /opt/uv/bin/uv pip install --quiet --python /opt/everfresh/bin/python --no-deps .
 
 FROM ${BASE}

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from prefect import get_client
-from prefect.client.schemas.schedules import CronSchedule
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from support.cli import Everfresh
 from support.prefect_server import PrefectServer
 from support.stream import Pipeline, make_pipeline
 
-from everfresh.flows.doctor import FLOWS, doctor, versions
+from everfresh.flows.deploy import deploy
+from everfresh.flows.doctor import doctor, versions
 from everfresh.tasks.errors import EverfreshError
 
 
@@ -32,42 +33,45 @@ def asked(everfresh: Everfresh, *arguments: Any) -> tuple[int, dict[str, dict[st
 def test_what_is_not_there_is_named_with_its_remedy(everfresh: Everfresh, undeployed: Pipeline) -> None:
     code, lines = asked(everfresh, undeployed.file)
     assert code == 1
-    missing = {f"pool {undeployed.name}", *(f"deployment {flow}" for flow in FLOWS), "automations"}
+    missing = {f"pool {undeployed.name}", "deployed"}
     assert {name for name, line in lines.items() if not line["passed"]} == missing
     assert all("`everfresh deploy` makes" in lines[name]["words"] for name in missing)
+    assert f"+ work pool {undeployed.name}" in lines["deployed"]["words"]
     assert lines["server version"]["words"].startswith("Prefect 3.8")
     assert lines["telemetry"]["words"] == "off"
     assert {"store write", "store race", "device", "disk", "versions", "server clock"} <= lines.keys()
 
 
-def test_a_pool_without_a_worker_and_a_schedule_that_differs(
+def test_a_pool_without_a_worker_a_schedule_that_differs_and_what_is_switched_off(
     server: PrefectServer, undeployed: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = undeployed.config
     monkeypatch.setenv("PREFECT_API_URL", server.api)
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
     with temporary_settings({PREFECT_API_URL: server.api}), get_client(sync_client=True) as client:
 
         def line(name: str) -> tuple[bool, str]:
-            found = next(line for line in doctor(config) if line.name == name)
+            found = next(line for line in doctor(undeployed.config) if line.name == name)
             return found.passed, found.words
 
-        server.call("work_pools/", name=config.name, type="process")
-        passed, words = line(f"pool {config.name}")
+        deploy(undeployed.config)
+        pool = undeployed.name
+        passed, words = line(f"pool {pool}")
         assert not passed
         assert "none ever was" in words
-        assert f"prefect worker start --pool {config.name}" in words
-        client.send_worker_heartbeat(config.name, "w-1", heartbeat_interval_seconds=30)
-        assert line(f"pool {config.name}") == (True, "process, 1 worker online (w-1)")
+        assert f"prefect worker start --pool {pool}" in words
+        client.send_worker_heartbeat(pool, "w-1", heartbeat_interval_seconds=30)
+        assert line(f"pool {pool}") == (True, "process, 1 worker online (w-1)")
+        assert (line("deployed")[0], line("switched off")) == (True, (True, "nothing"))
 
-        flow = client.create_flow_from_name("monitor")
-        made = client.create_deployment(flow_id=flow, name=config.name, work_pool_name=config.name, entrypoint="x.monitor")
-        passed, words = line("deployment monitor")
+        undeployed.rewrite(schedule={"monitor": "*/7 * * * *"})
+        passed, words = line("deployed")
         assert not passed
-        assert f"must run in {config.name} at */5 * * * * UTC, got {config.name} when asked" in words
-        client.create_deployment_schedules(made, [(CronSchedule(cron="*/5 * * * *", timezone="UTC"), True)])
-        assert line("deployment monitor") == (True, f"in {config.name}, at */5 * * * * UTC")
+        assert f"~ deployment monitor/{pool}" in words
+        assert "`everfresh deploy` makes it so" in words
+        client.pause_deployment(client.read_deployment_by_name(f"retrain/{pool}").id)
+        passed, words = line("switched off")
+        assert not passed
+        assert f"deployment retrain/{pool}" in words
+        deploy(undeployed.config, delete=True)
 
 
 def test_a_version_that_does_not_work_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
