@@ -37,7 +37,7 @@ def scheduled(folder: Path, store: str, server: PrefectServer, receiver: Receive
     name = f"fault-{uuid.uuid4().hex[:8]}"
     make_channel(name, webhook=receiver.address, slack=None)
     alerts = {"notify": [f"custom-webhook/{name}"], "notify_on": ["run.failed"]}
-    made = make_pipeline(folder, name, store=store, s3={"attempts": 1, "connect_timeout": 2}, alerts=alerts)
+    made = make_pipeline(folder, name, store=store, s3={"max_attempts": 1, "connect_timeout": 2}, alerts=alerts)
     made.arrives(1, samples=20)
     with deployed(made.config, server.ui) as there:
         yield there
@@ -109,7 +109,7 @@ def test_a_store_that_is_out_of_reach(
         closed = f"http://127.0.0.1:{probe.getsockname()[1]}"
     with scheduled(tmp_path, f"s3://{BUCKET}/{tmp_path.name}", server, receiver) as there:
         with credentials(monkeypatch, closed):
-            assert "cannot be reached" in fails_and_tells(there, receiver)
+            assert "had no answer" in fails_and_tells(there, receiver)
         recovers(there)
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-ARRIVES_WITHIN = 90.0
+ARRIVES_WITHIN = 60.0
 """Seconds; a second or two on an idle machine."""
 
 
