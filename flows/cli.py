@@ -139,9 +139,16 @@ def run(
 
 
 @app.command()
-def monitor(pipeline: Pipeline, as_json: AsJson = False) -> None:
-    """The cheap part: take in what is new, measure drift, alert."""
-    config = load_config(pipeline)
+def monitor(
+    pipelines: Annotated[list[Path], typer.Argument(help="Pipeline files; several are looked at in one run.")],
+    threads: Annotated[int, typer.Option("--threads", help="Stores and sources looked at at a time.", min=1, max=64)] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """The cheap part: take in what is new, measure drift, alert. Of several, one that fails does not stop the others."""
+    if len(pipelines) > 1:
+        _monitor_all(pipelines, threads, as_json)
+        return
+    config = load_config(pipelines[0])
     from everfresh.flows.monitor import monitor as run_monitor
 
     _ready(quiet=as_json)
@@ -153,6 +160,30 @@ def monitor(pipeline: Pipeline, as_json: AsJson = False) -> None:
     else:
         verdict = "ALARM" if drift.alarm else drift.verdict
         sys.stdout.write(f"{verdict}: p {config.drift.p_words(drift.p_value)} against {drift.nearest}, {drift.loss}\n")
+
+
+def _monitor_all(files: Sequence[Path], threads: int, as_json: bool) -> None:
+    from everfresh.flows.fleet import PipelinesFailed, as_parameter, monitor_all, overview
+
+    configs, wrong = [], []
+    for file in files:
+        try:
+            configs.append(as_parameter(load_config(file)))
+        except ConfigError as error:
+            wrong.append(f"{file}: {error}")
+    _ready(quiet=as_json)
+    try:
+        looked = monitor_all(configs, threads=threads)
+    except PipelinesFailed as failed:
+        looked = failed.looked
+    if as_json:
+        show([one.as_json() for one in looked], as_json=True)
+    else:
+        show(overview(looked), as_json=False)
+    for words in wrong:
+        sys.stderr.write(f"{words}\n")
+    if wrong or any(one.failure for one in looked):
+        raise typer.Exit(WRONG_USE if wrong else FAILED)
 
 
 @app.command()

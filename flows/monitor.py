@@ -9,7 +9,7 @@ from everfresh.flows.alerts import announce, deliver
 from everfresh.flows.outcome import in_one_sentence
 from everfresh.tasks import steps
 from everfresh.tasks.config import PipelineConfig
-from everfresh.tasks.records import DriftReport
+from everfresh.tasks.records import DriftReport, Tick
 
 
 @flow(name="monitor", flow_run_name="{config.name} · monitor", persist_result=False)
@@ -25,8 +25,14 @@ def monitor(config: PipelineConfig) -> DriftReport | None:
     if tick is None:
         run_names.name_monitoring(config, None, None)
         return None
+    drift = measure(config, tick)
+    run_names.name_monitoring(config, tick.seq, drift)
+    return drift
+
+
+def measure(config: PipelineConfig, tick: Tick) -> DriftReport | None:
+    """Measure the drift of one window and tell of it; None while there is no champion."""
     drift = steps.detect_drift(config, tick)
     artifacts.drift_table(config, tick, drift)
     announce(config, tick, drift)
-    run_names.name_monitoring(config, tick.seq, drift)
     return drift
