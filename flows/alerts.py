@@ -74,6 +74,32 @@ def deliver(config: PipelineConfig) -> None:
         _tick_off(store, key, event)
 
 
+def tell_failure(config: PipelineConfig | None, words: str) -> None:
+    """Tell that a deployed run ends failed; nothing of it stands in the store, which may be what failed.
+
+    A `fine-tune` is left to the `retrain` that asked for it, and who runs a flow by hand reads it on the terminal.
+    """
+    context = FlowRunContext.get()
+    if config is None or context is None or context.flow_run is None or context.flow_run.deployment_id is None:
+        return
+    if context.flow is not None and context.flow.name == "fine-tune":
+        return
+    run = context.flow_run
+    _send(
+        Event(
+            event="everfresh.run.failed",
+            resource=_about(config),
+            payload={"pipeline": config.name, "words": f"{run.name}: {words}", "run": str(run.id)},
+            related=_run(),
+            id=uuid.uuid5(run.id, str(run.run_count)),
+        )
+    )
+
+
+def _about(config: PipelineConfig) -> Resource:
+    return Resource({"prefect.resource.id": f"everfresh.pipeline.{config.name}", "prefect.resource.name": config.name})
+
+
 def _tick_off(store: Store, key: str, event: Event) -> None:
     store.create(f"alerts/{key.removeprefix(f'{UNSENT}/')}", json.dumps(event.payload, indent=1).encode() + b"\n")
     store.delete(key)
@@ -146,7 +172,7 @@ def _events(config: PipelineConfig, tick: Tick | None, what: Happening) -> list[
             return [("retraining.decided", f"{where}: retraining, because {_clause('; '.join(what.reasons))}.", facts, {})]
         case Question():
             facts = what.model_dump(mode="json", include={"id", "stage", "expires_at"})
-            return [("approval.asked", f"{_clause(what.title)}.", facts, {})]
+            return [("approval.asked", " ".join(what.title.split()), facts, {})]
         case JournalEntry():
             return _of_tick(where, what)
         case AliasMove(kind="rollback" | "promote"):

@@ -182,6 +182,8 @@ def _notices(config: PipelineConfig, ids: Mapping[str, UUID], ui: str, blocks: l
     for notice in config.alerts.notify_on:
         if notice == "schedule.missed":
             yield from _missed(config, ids, ui, blocks)
+        elif notice == "run.failed":
+            yield from _failed(config, ids, ui, blocks)
         elif blocks and (trigger := _trigger(config, notice, ids)) is not None:
             body = _body(config, notice, ids, ui)
             yield AutomationCore(
@@ -212,9 +214,8 @@ def _trigger(config: PipelineConfig, notice: Notice, ids: Mapping[str, UUID]) ->
         return _on(config, notice)
     if not ids:
         return None
-    state = "FAILED" if notice == "run.failed" else "CRASHED"
     return EventTrigger(
-        match={"prefect.resource.id": ANY_RUN, "prefect.state-type": state},
+        match={"prefect.resource.id": ANY_RUN, "prefect.state-type": "CRASHED"},
         match_related=_of(*ids.values()),
         expect={ANY_RUN},
     )
@@ -231,6 +232,37 @@ def _body(config: PipelineConfig, notice: Notice, ids: Mapping[str, UUID], ui: s
     if "retrain" in ids:
         links["Retrain with one click"] = f"{ui}/deployments/deployment/{ids['retrain']}/run"
     return "{{ event.payload.words }}\n\n" + "\n".join(f"{name}: {link}" for name, link in links.items())
+
+
+def _failed(config: PipelineConfig, ids: Mapping[str, UUID], ui: str, blocks: list[UUID]) -> Iterator[AutomationCore]:
+    """Flows tell of their failures themselves; what fails before they begin, or beside them, Prefect's states tell.
+
+    An event of Prefect about a run is looked at by the triggers with `after` too, which read before they write: on SQLite
+    that meets "database is locked" when the server is busy, and after four tries the event is dropped for every automation.
+    """
+    if not blocks or not ids:
+        return
+    subject, where = f"{config.name} · {_SUBJECTS['run.failed']}", f"The run: {ui}/runs/flow-run/"
+    yield AutomationCore(
+        name=_named(config, "tell run.failed"),
+        description=f"Tells {', '.join(config.alerts.notify)}.",
+        trigger=_on(config, "run.failed"),
+        actions=_tell(blocks, subject, f"{{{{ event.payload.words }}}}\n\n{where}{{{{ event.payload.run }}}}"),
+    )
+    yield AutomationCore(
+        name=_named(config, "tell run.failed unbegun"),
+        description=f"Tells {', '.join(config.alerts.notify)} of a flow that could not begin.",
+        trigger=EventTrigger(
+            match={"prefect.resource.id": ANY_RUN, "prefect.state-type": "FAILED", "prefect.state-message": list(OF_PREFECT)},
+            match_related=_of(*ids.values()),
+            expect={ANY_RUN},
+        ),
+        actions=_tell(blocks, subject, _body(config, "run.failed", ids, ui)),
+    )
+
+
+OF_PREFECT = ("Flow run encountered an exception*", "Flow could not be retrieved*", "Validation of flow parameters failed*")
+"""How Prefect words a failure that is not ours; then it stands before our flow began."""
 
 
 def _tell(blocks: list[UUID], subject: str, body: str) -> list[ActionTypes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from typing import Annotated
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import typer
 
@@ -63,7 +63,8 @@ def mail_address(email: str, smtp: str | None) -> str:
             "Such as --email ops@example.org --smtp smtps://user:password@mail.example.org"
         )
     scheme, mode = SMTP[server.scheme]
-    who = f"{quote(server.username)}:{quote(server.password or '')}@" if server.username else ""
+    user, password = unquote(server.username or ""), unquote(server.password or "")
+    who = f"{quote(user, safe='')}:{quote(password, safe='')}@" if user else ""
     port = f":{server.port}" if server.port else ""
-    sender = server.username if server.username and "@" in server.username else email
+    sender = user if "@" in user else email
     return f"{scheme}://{who}{server.hostname}{port}?mode={mode}&from={quote(sender)}&to={quote(email)}"

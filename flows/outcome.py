@@ -10,6 +10,8 @@ from typing import Any, ParamSpec, TypeVar, cast
 from prefect import get_run_logger
 from prefect.states import Failed
 
+from everfresh.flows.alerts import tell_failure
+from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.errors import EverfreshError
 from everfresh.tasks.store.base import FULL
 
@@ -30,6 +32,7 @@ def in_one_sentence(work: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             if not isinstance(error, EverfreshError):
                 get_run_logger().exception("an error that is not meant to be")
+            tell_failure(next((a for a in (*args, *kwargs.values()) if isinstance(a, PipelineConfig)), None), sentence(error))
             failed: Any = Failed(message=sentence(error), data=error)
             return cast(R, failed)
 
