@@ -163,7 +163,8 @@ def _worker(stack: Stack, pool: str) -> Part:
         "--name", f"{pool}-worker", "--limit", str(POOLS[pool]),
     ]  # fmt: skip
     own = {"PREFECT_WORKER_QUERY_SECONDS": SECONDS_BETWEEN_LOOKS, "PREFECT_CLI_PROMPT": "false"}
-    return Part(f"{pool}-worker", command, _environment(stack) | own, lambda: _alive(stack.api, pool, begun))
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 4))}  # all of the stack shares this machine
+    return Part(f"{pool}-worker", command, threads | _environment(stack) | own, lambda: _alive(stack.api, pool, begun))
 
 
 def _s3(folder: Path, weed: str, stack: Stack) -> Part:
