@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import yaml
+
+from everfresh.flows.stack import _plan, _s3
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -96,6 +101,23 @@ def test_every_service_of_the_compose_file_is_told_not_to_send_telemetry() -> No
         assert services[name]["environment"]["DO_NOT_TRACK"] == "1", name
         assert services[name]["environment"]["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false", name
     assert "-master.telemetry=false" in services["s3"]["command"]
+
+
+def test_nothing_sends_telemetry_unless_it_is_asked_for(tmp_path: Path) -> None:
+    """The CLI, the images, the manifests, the Makefile and the local stack; Ray is no part yet."""
+    code = "from everfresh.flows.cli import app; import os, sys\ntry: app(['compare', '--help'])\nexcept SystemExit: pass\n"
+    code += "print(os.environ['DO_NOT_TRACK'], os.environ['PREFECT_SERVER_ANALYTICS_ENABLED'])"
+    quiet = {"DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED"}
+    bare = {name: value for name, value in os.environ.items() if name not in quiet}
+    said = subprocess.run([sys.executable, "-c", code], env=bare, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == "1 false"
+    for file in ("images/cpu.Dockerfile", "images/cuda.Dockerfile", "kubernetes/server.yaml", "../Makefile"):
+        text = (INFRA / file).read_text().replace('"', "")
+        assert all(any(f"{name}{sign}{value}" in text for sign in ("=", ": ", " := ")) for name, value in
+                   (("DO_NOT_TRACK", "1"), ("PREFECT_SERVER_ANALYTICS_ENABLED", "false"))), file  # fmt: skip
+    stack = _plan(tmp_path)
+    assert (stack.environment["DO_NOT_TRACK"], stack.environment["PREFECT_SERVER_ANALYTICS_ENABLED"]) == ("1", "false")
+    assert "-master.telemetry=false" in _s3(tmp_path, "weed", stack).command
 
 
 def test_a_folder_that_was_emptied_does_not_pass(tmp_path: Path) -> None:
