@@ -21,7 +21,17 @@ from typing import Annotated, Any
 
 import typer
 
-from everfresh.flows import cli_approval, cli_channel, cli_deploy, cli_doctor, cli_look, cli_moves, cli_releases, cli_stack
+from everfresh.flows import (
+    cli_approval,
+    cli_channel,
+    cli_deploy,
+    cli_doctor,
+    cli_look,
+    cli_moves,
+    cli_releases,
+    cli_stack,
+    logs,
+)
 from everfresh.flows.cli_shared import FAILED, REJECTED, STOPPED, WRONG_USE, AsJson, Pipeline, Reason, show
 from everfresh.tasks.config import PipelineConfig, Rung, load_config
 from everfresh.tasks.errors import ConfigError, EverfreshError
@@ -303,7 +313,7 @@ def _ready(*, quiet: bool) -> None:
     """
     if not quiet:
         told = logging.StreamHandler()
-        told.setFormatter(logging.Formatter("%(message)s"))
+        told.setFormatter(logs.formatter())
         logging.getLogger("everfresh").addHandler(told)
     from prefect.settings import PREFECT_API_URL
 

@@ -19,6 +19,7 @@ from prefect.artifacts import create_markdown_artifact
 from rich.table import Table
 
 from everfresh.flows.alerts import deliver
+from everfresh.flows.logs import about
 from everfresh.flows.markdown import plain
 from everfresh.flows.monitor import measure
 from everfresh.flows.outcome import in_one_sentence, sentence
@@ -106,9 +107,10 @@ def _look(raw: dict[str, Any]) -> Looked:
     """Take in what is new; never raises. The step's plain function: a task run each would cost more than the look."""
     name = str(raw.get("name", "a pipeline without a name"))
     try:
-        config = parse_config(raw)
-        deliver(config)
-        return Looked(name, config, steps.watched_window.fn(config))
+        with about(pipeline=name):
+            config = parse_config(raw)
+            deliver(config)
+            return Looked(name, config, steps.watched_window.fn(config))
     except Exception as error:
         return _failed(Looked(name), error)
 
@@ -117,7 +119,8 @@ def _measured(one: Looked) -> Looked:
     if one.config is None or one.tick is None:
         return one
     try:
-        return replace(one, drift=measure(one.config, one.tick))
+        with about(pipeline=one.pipeline, window=one.tick.seq):
+            return replace(one, drift=measure(one.config, one.tick))
     except Exception as error:
         return _failed(one, error)
 

@@ -11,6 +11,7 @@ from prefect import get_run_logger
 from prefect.states import Failed
 
 from everfresh.flows.alerts import tell_failure
+from everfresh.flows.logs import take_over_console
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.errors import EverfreshError
 from everfresh.tasks.store.base import FULL
@@ -28,6 +29,7 @@ def in_one_sentence(work: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(work)
     def told(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
+            take_over_console()
             return work(*args, **kwargs)
         except Exception as error:
             if not isinstance(error, EverfreshError):

@@ -13,6 +13,7 @@ from everfresh.flows.alerts import announce, deliver
 from everfresh.flows.declared import publish_limit
 from everfresh.flows.dispatch import fine_tuned
 from everfresh.flows.leases import leased
+from everfresh.flows.logs import about
 from everfresh.flows.outcome import in_one_sentence
 from everfresh.tasks import steps
 from everfresh.tasks.config import PipelineConfig, Rung
@@ -129,7 +130,8 @@ def _treat(config: PipelineConfig, ticks: Iterator[Tick]) -> tuple[list[tuple[Ti
     done = []
     for tick in ticks:
         try:
-            done.append((tick, run_tick(config, tick)))
+            with about(window=tick.seq):
+                done.append((tick, run_tick(config, tick)))
         except approval.Waiting as question:
             get_run_logger().info("%s", question)
             return done, True
@@ -156,7 +158,7 @@ def run_tick(config: PipelineConfig, tick: Tick, beside: Sequence[Rung] = ()) ->
     announce(config, tick, entry)  # before the tick is over: a run that dies in between is made good by the next
     entry = steps.end_tick(config, tick, entry)
     artifacts.tick_summary(config, tick, entry, evaluation)
-    get_run_logger().info("window %d: %s", tick.seq, artifacts.headline(entry))
+    get_run_logger().info("window %d: %s", tick.seq, artifacts.headline(entry), extra={"release": entry.release})
     if failure:
         raise failure
     return entry
