@@ -30,6 +30,8 @@ ONE_AT_A_TIME = {
 """Flows of which one run at a time is enough, and what becomes of a second."""
 KEPT_SILENT = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_LOGGING_EXTRA_LOGGERS": "everfresh"}
 """Telemetry of every part is off; our lines stand with the run in the UI."""
+EVICTED = {"PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule"}
+"""A pod whose node is taken back gives its run to the next worker; else it would be missed after three heartbeats only."""
 
 
 def gpu_limit(config: PipelineConfig) -> str:
@@ -113,7 +115,8 @@ def job_variables(config: PipelineConfig, *, gpu: bool) -> dict[str, Any]:
     if gpu:
         given |= how.gpu_job_variables
     heartbeat = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(how.heartbeat_seconds)}
-    return {**given, "env": {**KEPT_SILENT, **heartbeat, **how.env, **given.get("env", {})}}
+    evicted = EVICTED if how.kind == "kubernetes" else {}
+    return {**given, "env": {**KEPT_SILENT, **heartbeat, **evicted, **how.env, **given.get("env", {})}}
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -24,10 +25,14 @@ def in_one_sentence(work: Callable[P, R]) -> Callable[P, R]:
     """Let a flow end failed with the sentence of its error as the state's message; who called it gets the error as ever.
 
     Prefect itself would put its own words and the error's class before it. The traceback of what nobody foresaw is logged.
+    What our modules say stands with the run: Prefect gives extra loggers its handler, but not its level.
     """
+    ours = logging.getLogger("everfresh")
 
     @functools.wraps(work)
     def told(*args: P.args, **kwargs: P.kwargs) -> R:
+        if ours.level == logging.NOTSET:  # a worker's process: the command line and others set their own
+            ours.setLevel(logging.INFO)
         try:
             take_over_console()
             return work(*args, **kwargs)
