@@ -173,7 +173,8 @@ def monitor(
 
 
 def _monitor_all(files: Sequence[Path], threads: int, as_json: bool) -> None:
-    from everfresh.flows.fleet import PipelinesFailed, as_parameter, monitor_all, overview
+    from everfresh.flows.declared import as_parameter
+    from everfresh.flows.monitor_all import PipelinesFailed, monitor_all, overview
 
     configs, wrong = [], []
     for file in files:

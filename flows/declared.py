@@ -7,7 +7,7 @@ module path, so a worker needs Everfresh installed and nothing else: no file, no
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -22,9 +22,12 @@ Declared = dict[str, Any]
 """A deployment in plain values, as people would compare two of them."""
 FLOWS = ("monitor", "retrain", "fine-tune", "rollback", "sweep")
 """Flows that are deployed for each pipeline."""
+FLEET = "monitor-all"
+"""The flow that is deployed for a fleet, in the place of the schedules of its pipelines' `monitor`."""
 ONE_AT_A_TIME = {
     "retrain": "ENQUEUE",  # what a person or an alert has asked for is not dropped
     "monitor": "CANCEL_NEW",  # the next look sees what this one would have seen
+    "monitor-all": "CANCEL_NEW",
     "sweep": "CANCEL_NEW",
 }
 """Flows of which one run at a time is enough, and what becomes of a second."""
@@ -91,6 +94,20 @@ def deployments(config: PipelineConfig) -> dict[str, Declared]:
     return {name: _deployment(config, name) for name in FLOWS}
 
 
+def fleet(head: PipelineConfig, configs: Sequence[PipelineConfig]) -> dict[str, Declared]:
+    """What the deployment of a fleet should be; `head` stands for all of them, see `flows/deploy_fleet.py`."""
+    facts = _deployment(head, FLEET)
+    cron = head.schedule.monitor
+    facts["parameters"] = {"configs": [as_parameter(config) for config in configs], "name": head.name}
+    facts["schedules"] = [] if cron is None else [f"{cron} {head.schedule.timezone}"]
+    return {FLEET: facts}
+
+
+def as_parameter(config: PipelineConfig) -> dict[str, Any]:
+    """A config as short as it can be told: Prefect takes 512 KiB of parameters a run."""
+    return config.model_dump(mode="json", exclude_unset=True)
+
+
 def _deployment(config: PipelineConfig, name: str) -> Declared:
     flow = flow_of(name)
     gpu = name == "fine-tune" and config.deploy.gpu_pool is not None
@@ -130,11 +147,13 @@ def form(flow: Flow[..., Any]) -> dict[str, Any]:
     properties = {name: _plain(field) for name, field in schema["properties"].items()}
     if "config" in properties:
         properties["config"]["description"] = "The pipeline file as it was deployed; leave it as it is."
-    last = sorted(properties, key=lambda name: (properties[name]["type"] == "object", properties[name]["position"]))
+    last = sorted(properties, key=lambda name: (properties[name]["type"] in {"object", "array"}, properties[name]["position"]))
     for position, name in enumerate(last):
         properties[name]["position"] = position
     schema["properties"] = {name: properties[name] for name in last}
-    schema["required"] = [name for name in schema.get("required", []) if name != "config"]  # the deployment has it
+    schema["required"] = [
+        name for name in schema.get("required", []) if name not in {"config", "configs"}
+    ]  # the deployment has it
     return {**schema, "definitions": {}}
 
 

@@ -108,7 +108,8 @@ class FolderStore(Store):
     def list(self, prefix: str = "", after: str = "") -> Iterator[Listed]:
         start = self._path(prefix) if prefix else self.root
         with self._speaking("list", prefix):
-            yield from (item for item in self._walk(start, (os.path.realpath(start),)) if item.key > after)
+            within = f"{clean(prefix)}/" if prefix else ""
+            yield from (item for item in self._walk(str(start), within, (os.path.realpath(start),)) if item.key > after)
 
     def folders(self) -> tuple[str, ...]:
         with self._speaking("list", ""):
@@ -117,8 +118,11 @@ class FolderStore(Store):
             folders = [entry.name for entry in os.scandir(self.root) if entry.is_dir() and not entry.name.startswith(".")]
         return tuple(sorted(folders))
 
-    def _walk(self, folder: Path, inside: tuple[str, ...]) -> Iterator[Listed]:
-        """Files under a folder, links followed; a link to a folder that it stands in, `inside`, would never end."""
+    def _walk(self, folder: str, within: str, inside: tuple[str, ...]) -> Iterator[Listed]:
+        """Files under a folder, links followed; a link to a folder that it stands in, `inside`, would never end.
+
+        Keys grow with the way down, `within`: to make each from a path of its own was three quarters of an idle tick.
+        """
         try:
             entries = [e for e in os.scandir(folder) if not e.name.startswith(".") and not _leads_to_itself(e)]
         except (FileNotFoundError, NotADirectoryError):
@@ -126,20 +130,16 @@ class FolderStore(Store):
         # S3 sorts whole keys, in which a folder's name ends in "/".
         for entry in sorted(entries, key=lambda e: e.name + "/" if e.is_dir() else e.name):
             if entry.is_dir():
-                real = os.path.realpath(entry.path) if entry.is_symlink() else str(Path(inside[-1], entry.name))
+                real = os.path.realpath(entry.path) if entry.is_symlink() else f"{inside[-1].rstrip('/')}/{entry.name}"
                 if real not in inside:
-                    yield from self._walk(Path(entry.path), (*inside, real))
+                    yield from self._walk(entry.path, f"{within}{entry.name}/", (*inside, real))
             elif entry.is_file():
                 try:
                     stat = entry.stat()
                 except FileNotFoundError:  # deleted meanwhile
                     continue
-                yield Listed(
-                    Path(entry.path).relative_to(self.root).as_posix(),
-                    f"{stat.st_size}-{stat.st_mtime_ns}",
-                    stat.st_size,
-                    _moment(stat.st_mtime),
-                )
+                version = f"{stat.st_size}-{stat.st_mtime_ns}"
+                yield Listed(within + entry.name, version, stat.st_size, _moment(stat.st_mtime))
 
     def delete(self, key: str) -> None:
         with self._speaking("delete", key), suppress(NotADirectoryError):

@@ -8,7 +8,8 @@ import pytest
 from support.prefect_server import PrefectServer
 from support.stream import AGED, Pipeline, make_pipeline
 
-from everfresh.flows.fleet import PipelinesFailed, as_parameter, monitor_all
+from everfresh.flows.declared import as_parameter
+from everfresh.flows.monitor_all import PipelinesFailed, monitor_all
 from everfresh.tasks.config import parse_config
 
 
@@ -39,7 +40,7 @@ def test_one_that_fails_does_not_stop_the_others(pipeline: Pipeline, server: Pre
     [page] = server.artifacts(f"{pipeline.name}-fleet")
     assert page["description"].endswith("2 failed")
     assert "| blocked | – | failed |" in page["data"]
-    [run] = server.call("flow_runs/filter", flow_runs={"name": {"any_": [f"{pipeline.name} · monitor"]}})
+    [run] = server.call("flow_runs/filter", flow_runs={"name": {"like_": f"{pipeline.name} · 4 pipelines"}})
     assert run["state"]["type"] == "FAILED"
     assert run["state"]["message"].startswith("2 of 4 pipelines failed")
     again = monitor_all(configs[2:], name=pipeline.name)

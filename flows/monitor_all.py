@@ -8,16 +8,20 @@ at the end.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import Any
 
+import httpx
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
+from prefect.exceptions import PrefectException
 from rich.table import Table
 
+from everfresh.flows import run_names
 from everfresh.flows.alerts import deliver
 from everfresh.flows.logs import about
 from everfresh.flows.markdown import plain
@@ -28,6 +32,7 @@ from everfresh.tasks.config import PipelineConfig, parse_config
 from everfresh.tasks.errors import ConfigError, EverfreshError
 from everfresh.tasks.records import DriftReport, Tick
 
+log = logging.getLogger(__name__)
 NAMED = 5
 """Pipelines that the sentence of a failure names."""
 
@@ -73,18 +78,13 @@ class PipelinesFailed(EverfreshError):
         super().__init__(f"{len(failed)} of {len(looked)} pipelines failed, the others were looked at: {causes}{more}")
 
 
-def as_parameter(config: PipelineConfig) -> dict[str, Any]:
-    """A config as short as it can be told: Prefect takes 512 KiB of parameters a run."""
-    return config.model_dump(mode="json", exclude_unset=True)
-
-
 @flow(name="monitor-all", flow_run_name="{name} · monitor", persist_result=False)
 @in_one_sentence
 def monitor_all(configs: list[dict[str, Any]], name: str = "fleet", threads: int = 8) -> list[Looked]:
     """Take in what is new of many pipelines, measure drift, alert.
 
     Args:
-        configs: of the pipelines, each as `as_parameter` gives it; one that is wrong fails alone.
+        configs: of the pipelines, each as `declared.as_parameter` gives it; one that is wrong fails alone.
         name: of the fleet; its summary stands under the artifact key `<name>-fleet`.
         threads: stores and sources looked at at a time.
 
@@ -96,11 +96,20 @@ def monitor_all(configs: list[dict[str, Any]], name: str = "fleet", threads: int
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="look") as pool:
         looking = [pool.submit(copy_context().run, _look, raw) for raw in configs]  # with it, log lines find the run
         looked = [_measured(one.result()) for one in looking]
-    create_markdown_artifact(summary(looked), key=f"{name}-fleet", description=_count(looked))
+    _tell(looked, name)
     get_run_logger().info("%s", _count(looked))
     if any(one.failure for one in looked):
         raise PipelinesFailed(looked)
     return looked
+
+
+def _tell(looked: Sequence[Looked], name: str) -> None:
+    """The run's page and name; a server out of reach is only a warning, as ever."""
+    try:
+        create_markdown_artifact(summary(looked), key=f"{name}-fleet", description=_count(looked))
+    except (httpx.HTTPError, PrefectException, OSError) as error:
+        log.warning("the page %s-fleet could not be told to Prefect: %s", name, error)
+    run_names.name_run(name, [_count(looked)], ["drift"] if any(one.drift and one.drift.alarm for one in looked) else [])
 
 
 def _look(raw: dict[str, Any]) -> Looked:
