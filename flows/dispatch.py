@@ -17,7 +17,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from everfresh.flows.declared import tags
 from everfresh.flows.fine_tune import UNTRAINABLE, fine_tune
@@ -98,9 +98,11 @@ def _ended(config: PipelineConfig, tick: Tick, rung: Rung, start: Candidate | No
         "start": start.model_dump(mode="json") if start else None,
     }
     with get_client(sync_client=True) as client:
-        number = max(1, _runs(client, name))
-        while _is_over(run := _start(config, parameters, name, number)):
-            number += 1
+        earlier = _runs(client, name)
+        run = next((run for run in earlier if not _is_over(run)), None)
+        number = len(earlier) + 1
+        while run is None or _is_over(run):  # a number may be taken by a run that is older than the server's history
+            run, number = _start(config, parameters, name, number), number + 1
         log.info("%s is trained on pool %s, by run %s", rung, config.deploy.gpu_pool, run.name)
         return _waited(client, run, config)
 
@@ -117,9 +119,9 @@ def _start(config: PipelineConfig, parameters: dict[str, Any], name: str, number
     return cast(FlowRun, run)  # outside of an event loop it is no coroutine
 
 
-def _runs(client: SyncPrefectClient, name: str) -> int:
-    """How many runs there were under a name so far."""
-    return len(client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[name]))))
+def _runs(client: SyncPrefectClient, name: str) -> list[FlowRun]:
+    """The runs under a name so far."""
+    return client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[name])))
 
 
 def _is_over(run: FlowRun) -> bool:
@@ -133,7 +135,9 @@ def _waited(client: SyncPrefectClient, run: FlowRun, config: PipelineConfig) -> 
     while True:
         try:
             state = client.read_flow_run(run.id).state
-        except httpx.TransportError as gone:
+        except (httpx.TransportError, PrefectHTTPStatusError) as gone:
+            if isinstance(gone, PrefectHTTPStatusError) and gone.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
+                raise
             log.warning("the Prefect server cannot be asked about %s: %s", run.name, gone)
             state = None
         if state is not None and state.is_final():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, cast
 
 from prefect import flow
@@ -27,7 +28,7 @@ def fine_tune(config: PipelineConfig, tick: Tick, rung: Rung, start: Candidate |
     What an earlier run finished is returned, what it began is gone on with.
     """
     try:
-        with leased(gpu_limit(config)):
+        with leased(gpu_limit(config)) if config.deploy.gpu_pool else nullcontext():
             return steps.fine_tune(config, tick, rung, start)
     except (DataError, TrainingError) as error:
         ended: Any = Failed(name=UNTRAINABLE, message=f"{type(error).__name__}: {error}", data=error)

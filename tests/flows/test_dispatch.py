@@ -20,14 +20,15 @@ from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
-from prefect.states import Crashed, Failed
+from prefect.flow_engine import run_flow
+from prefect.states import Crashed, Failed, Pending
 from support.operations import working
 from support.prefect_server import PrefectServer
 from support.stream import Pipeline, make_pipeline
 
 from everfresh.flows import dispatch
 from everfresh.flows.deploy import deploy, existing
-from everfresh.flows.fine_tune import UNTRAINABLE
+from everfresh.flows.fine_tune import UNTRAINABLE, fine_tune
 from everfresh.tasks import journal
 from everfresh.tasks.errors import DataError, EverfreshError, TrainingError
 from everfresh.tasks.journal import scheduled
@@ -66,6 +67,8 @@ def ended(pipeline: Pipeline, run: FlowRun) -> FlowRun:
     raise AssertionError(f"{run.name} of {pipeline.name} is {now.state}")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_worker_of_the_gpu_pool_trains_and_the_other_publishes(sent: Pipeline, server: PrefectServer, tmp_path: Path) -> None:
     with working(server, sent.config.deploy.pool, tmp_path), working(server, str(sent.config.deploy.gpu_pool), tmp_path):
         run = ended(sent, run_deployment(f"retrain/{sent.name}", timeout=0))
@@ -137,6 +140,18 @@ def ends_with(start: Any, state: Any) -> Any:
         return run
 
     return started
+
+
+def test_a_run_by_hand_without_a_gpu_pool_needs_no_slot(sent: Pipeline) -> None:
+    sent.rewrite(deploy={"gpu_pool": None})
+    deploy(sent.config)
+    tick = tick_of(sent).model_dump(mode="json")
+    run = run_deployment(f"fine-tune/{sent.name}", parameters={"tick": tick, "rung": "head"}, timeout=0)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run.id, Pending())
+        started = client.read_flow_run(run.id)
+    ended = run_flow(fine_tune, flow_run=started, parameters={**started.parameters}, return_type="state")
+    assert "Concurrency limits" not in str(ended.message)
 
 
 @pytest.mark.slow
