@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from everfresh.flows.cli_shared import AsJson, Pipeline, show
+from everfresh.flows.cli_shared import AsJson, show
 from everfresh.tasks.config import load_config
+from everfresh.tasks.errors import ConfigError
 
 app = typer.Typer()
 
 
 @app.command()
 def deploy(
-    pipeline: Pipeline,
+    pipelines: Annotated[list[Path], typer.Argument(help="The pipeline files; several with --fleet.", show_default=False)],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
     delete: Annotated[bool, typer.Option("--delete", help="Take away all that was deployed of this pipeline.")] = False,
+    fleet: Annotated[
+        str, typer.Option("--fleet", help="One scheduled `monitor` run for all of these pipelines, under this name.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Schedules, work pools, limits and automations on the Prefect server of PREFECT_API_URL, as the file says.
@@ -25,10 +30,20 @@ def deploy(
 
     Example: everfresh deploy pipeline.yaml --dry-run && everfresh deploy pipeline.yaml
     """
-    config = load_config(pipeline)
-    from everfresh.flows.deploy import deploy as bring
+    configs = [load_config(path) for path in pipelines]
+    if len(configs) > 1 and not fleet:
+        raise ConfigError(
+            f"several pipelines must be deployed as a fleet, got {len(configs)} without --fleet. "
+            "Name it, or deploy them one by one."
+        )
+    if fleet:
+        from everfresh.flows.deploy_fleet import deploy_fleet
 
-    changes = bring(config, dry_run=dry_run, delete=delete)
+        changes = deploy_fleet(fleet, configs, dry_run=dry_run, delete=delete)
+    else:
+        from everfresh.flows.deploy import deploy as bring
+
+        changes = bring(configs[0], dry_run=dry_run, delete=delete)
     if as_json:
         show([{"sign": c.sign, "what": c.what, "words": c.words} for c in changes], as_json=True)
         return

@@ -103,6 +103,11 @@ def fleet(head: PipelineConfig, configs: Sequence[PipelineConfig]) -> dict[str, 
     return {FLEET: facts}
 
 
+def in_a_fleet(config: PipelineConfig) -> PipelineConfig:
+    """The config of a pipeline that a fleet looks at: its own `monitor` is for by hand only."""
+    return config.model_copy(update={"schedule": config.schedule.model_copy(update={"monitor": None})})
+
+
 def as_parameter(config: PipelineConfig) -> dict[str, Any]:
     """A config as short as it can be told: Prefect takes 512 KiB of parameters a run."""
     return config.model_dump(mode="json", exclude_unset=True)
@@ -151,9 +156,8 @@ def form(flow: Flow[..., Any]) -> dict[str, Any]:
     for position, name in enumerate(last):
         properties[name]["position"] = position
     schema["properties"] = {name: properties[name] for name in last}
-    schema["required"] = [
-        name for name in schema.get("required", []) if name not in {"config", "configs"}
-    ]  # the deployment has it
+    given = {"config", "configs"}  # by the deployment
+    schema["required"] = [name for name in schema.get("required", []) if name not in given]
     return {**schema, "definitions": {}}
 
 

@@ -26,6 +26,8 @@ from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
     DeploymentFilterName,
+    FlowFilter,
+    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterState,
     FlowRunFilterStateType,
@@ -64,39 +66,59 @@ class Change:
     """Makes it as declared."""
 
 
-def deploy(config: PipelineConfig, *, dry_run: bool = False, delete: bool = False) -> list[Change]:
+def deploy(config: PipelineConfig, *, dry_run: bool = False, delete: bool = False, fleet: str = "") -> list[Change]:
     """Bring the server to what a pipeline declares, and say what differed.
+
+    A pipeline that a fleet on the server looks at has no schedule of its own for `monitor`.
 
     Args:
         config: the pipeline.
         dry_run: say it only.
         delete: what is declared is nothing: all of this pipeline goes; pools and limits that others may use stay.
+        fleet: the one that is being deployed with it, if any; see `flows/deploy_fleet.py`.
 
     Raises:
-        ConfigError: no server is named, a cron expression is none, a notification block or a job variable is not there.
+        ConfigError: no server is named, a cron expression is none, a notification block or a job variable is not there,
+            a fleet has the name, or goes on looking at a pipeline that is to go.
     """
     with get_client(sync_client=True) as client:
-        _reach()
+        reach()
+        found = fleets(client)
+        within = next((name for name, pipelines in found.items() if config.name in pipelines), "")
+        if config.name in found:
+            raise ConfigError(f"name must not be that of a fleet, got {config.name}. Give the pipeline or the fleet another.")
+        if within and delete and not fleet:
+            raise ConfigError(
+                f"{config.name} must not be in fleet {within}, which goes on looking at it. Deploy that one without it first."
+            )
+        if within or fleet:
+            config = declared.in_a_fleet(config)
         if delete:
-            changes = [*_deployments(client, config, {}), *_automations(client, config, []), *_limits(client, config, {})]
-            return _made(client, changes, dry_run)
-        wanted, declared_limits = declared.deployments(config), declared.limits(config)
-        before = [
-            *_pools(client, config),
-            *_limits(client, config, declared_limits),
-            *_deployments(client, config, wanted),
-        ]
-        ids = {**_pending(wanted, config), **_ids(client, config)}
-        if dry_run:
-            return [*before, *_automations(client, config, automations.wanted(config, ids, ui()))]
-        done = _made(client, before, dry_run)
-        actions = automations.wanted(config, _ids(client, config), ui())
-        done += _made(client, list(_automations(client, config, actions)), dry_run)
-        _drop_strays(client, config)
-        return done
+            return bring(client, config, {}, {}, dry_run=dry_run)
+        return bring(client, config, declared.deployments(config), declared.limits(config), dry_run=dry_run)
 
 
-def _reach() -> None:
+def bring(
+    client: Client, config: PipelineConfig, wanted: Mapping[str, Declared], limits: Mapping[str, int], *, dry_run: bool
+) -> list[Change]:
+    """Make the server have these deployments under the config's name, with pools, limits and automations, and no others."""
+    before = [
+        *(_pools(client, config) if wanted else ()),
+        *_limits(client, config, limits),
+        *_deployments(client, config, wanted),
+    ]
+    ids = {**_pending(wanted, config), **_ids(client, config)}
+    if dry_run:
+        return [*before, *_automations(client, config, automations.wanted(config, ids, ui()) if wanted else [])]
+    done = _made(client, before, dry_run)
+    actions = automations.wanted(config, _ids(client, config), ui()) if wanted else []
+    done += _made(client, list(_automations(client, config, actions)), dry_run)
+    _drop_strays(client, config)
+    return done
+
+
+def reach() -> None:
+    """Refuse to deploy onto a server that ends with this process."""
     if not PREFECT_API_URL.value():
         raise ConfigError(
             "PREFECT_API_URL must name a Prefect server that stays up, got none: what is deployed has to live somewhere. "
@@ -173,18 +195,29 @@ def existing(client: Client, config: PipelineConfig) -> dict[str, DeploymentResp
     found = {}
     for one in client.read_deployments(deployment_filter=named):
         name = client.read_flow(one.flow_id).name
-        if name in declared.FLOWS and "everfresh" in one.tags:
+        if name in {*declared.FLOWS, declared.FLEET} and "everfresh" in one.tags:
             found[name] = one
     return found
 
 
+def fleets(client: Client) -> dict[str, list[str]]:
+    """The pipelines that each fleet on the server looks at."""
+    every = client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[declared.FLEET])), limit=MOST_RUNS)
+    return {one.name: [str(each.get("name")) for each in one.parameters.get("configs", ())] for one in every}
+
+
 def _ids(client: Client, config: PipelineConfig) -> dict[str, UUID]:
-    return {f"{name}/{config.name}": one.id for name, one in existing(client, config).items()}
+    return {_full(name, config): one.id for name, one in existing(client, config).items()}
 
 
 def _pending(wanted: Mapping[str, Declared], config: PipelineConfig) -> dict[str, UUID]:
     """Ids for deployments that a dry run does not make; they stand in links and triggers, which are compared."""
-    return {f"{name}/{config.name}": UUID(int=0) for name in wanted}
+    return {_full(name, config): UUID(int=0) for name in wanted}
+
+
+def _full(name: str, config: PipelineConfig) -> str:
+    """A deployment as automations know it: what watches over one `monitor` watches over that of a fleet."""
+    return f"{'monitor' if name == declared.FLEET else name}/{config.name}"
 
 
 def _deployments(client: Client, config: PipelineConfig, wanted: Mapping[str, Declared]) -> Iterator[Change]:

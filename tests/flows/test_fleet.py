@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prefect import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from support.prefect_server import PrefectServer
 from support.stream import AGED, Pipeline, make_pipeline
 
-from everfresh.flows.declared import as_parameter
+from everfresh.flows.declared import FLEET, as_parameter
+from everfresh.flows.deploy import all_automations, deploy
+from everfresh.flows.deploy_fleet import OF_RUNS, deploy_fleet, stands_for
 from everfresh.flows.monitor_all import PipelinesFailed, monitor_all
 from everfresh.tasks.config import parse_config
+from everfresh.tasks.errors import ConfigError
 
 
 def test_a_config_is_the_same_after_the_short_way(played: Pipeline) -> None:
@@ -45,3 +52,73 @@ def test_one_that_fails_does_not_stop_the_others(pipeline: Pipeline, server: Pre
     assert run["state"]["message"].startswith("2 of 4 pipelines failed")
     again = monitor_all(configs[2:], name=pipeline.name)
     assert [one.words for one in again] == ["nothing new", "nothing new"]
+
+
+@pytest.fixture
+def fleet(server: PrefectServer, tmp_path: Path) -> Iterator[tuple[str, Pipeline, Pipeline]]:
+    """Two pipelines with the same schedule and a name for both; nothing of them is left on the server."""
+    name = f"fleet-{uuid.uuid4().hex[:6]}"
+    every = {"schedule": {"monitor": "*/5 * * * *"}}
+    one, two = (make_pipeline(tmp_path / each, f"{name}-{each}", **every) for each in ("a", "b"))
+    yield name, one, two
+    for each in (one, two):
+        each.rewrite(schedule={"monitor": "*/5 * * * *"}, deploy={"pool": "cpu"})
+    deploy_fleet(name, [one.config, two.config], delete=True)
+    assert crons(name) == {}
+
+
+def crons(name: str) -> dict[str, list[str]]:
+    """Schedules of the deployed `monitor` and `monitor-all` of a fleet and its pipelines, by flow and name."""
+    flows = FlowFilter(name=FlowFilterName(any_=["monitor", FLEET]))
+    with get_client(sync_client=True) as client:
+        found = [one for one in client.read_deployments(flow_filter=flows, limit=200) if one.name.startswith(name)]
+        return {
+            f"{client.read_flow(one.flow_id).name}/{one.name}": [each.schedule.cron for each in one.schedules] for one in found
+        }
+
+
+def test_a_fleet_has_the_schedule_and_its_pipelines_have_none(fleet: tuple[str, Pipeline, Pipeline]) -> None:
+    name, one, two = fleet
+    both = [one.config, two.config]
+    planned = {(c.sign, c.what) for c in deploy_fleet(name, both, dry_run=True)}
+    assert crons(name) == {}
+    assert {(c.sign, c.what) for c in deploy_fleet(name, both)} == planned
+    assert deploy_fleet(name, both) == []
+    assert deploy(one.config) == [], "what a fleet looks at keeps to it when it is deployed alone"
+    assert crons(name) == {f"{FLEET}/{name}": ["*/5 * * * *"], f"monitor/{one.name}": [], f"monitor/{two.name}": []}
+    with get_client(sync_client=True) as client:
+        [made] = [
+            d for d in client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[FLEET]))) if d.name == name
+        ]
+        assert [parse_config(each) for each in made.parameters["configs"]] == both
+        watched = [a.name for a in all_automations(client) if a.name.startswith(f"everfresh · {name} · ")]
+    assert f"everfresh · {name} · tell schedule.missed monitor" in watched
+    assert f"everfresh · {name} · run crashed ones again" in watched
+
+    with pytest.raises(ConfigError, match=f"{one.name} must not be in fleet {name}, which goes on looking at it"):
+        deploy(one.config, delete=True)
+    with pytest.raises(ConfigError, match=f"{one.name} must be in one fleet, got {name} beside {name}-2"):
+        deploy_fleet(f"{name}-2", [one.config])
+    with pytest.raises(ConfigError, match=f"--fleet must be a name that no pipeline has, got {one.name}"):
+        deploy_fleet(one.name, [two.config.model_copy(update={"name": "other"})])
+
+    left = deploy_fleet(name, [one.config])
+    assert ("-", f"pipeline {two.name} of fleet {name}") in {(c.sign, c.what) for c in left}
+    deploy(two.config)
+    assert crons(name)[f"monitor/{two.name}"] == ["*/5 * * * *"]
+
+
+def test_pipelines_that_differ_in_what_one_run_has_once_are_no_fleet(tmp_path: Path) -> None:
+    one, two = (make_pipeline(tmp_path / name, name, schedule={"monitor": "*/5 * * * *"}) for name in ("one", "two"))
+    head = stands_for("all", [one.config, two.config])
+    assert (head.name, head.schedule.monitor, head.alerts.notify_on) == ("all", "*/5 * * * *", OF_RUNS)
+    with pytest.raises(ConfigError, match="names of their own, got one twice"):
+        stands_for("all", [one.config, one.config])
+    with pytest.raises(ConfigError, match=r"--fleet:.*\n.*name: must be lower case"):
+        stands_for("All Of Them", [one.config])
+    two.rewrite(schedule={"monitor": "*/9 * * * *"})
+    with pytest.raises(ConfigError, match=r"schedule.monitor must be the same .* in one and '\*/9 \* \* \* \*' in two"):
+        stands_for("all", [one.config, two.config])
+    two.rewrite(schedule={"monitor": "*/5 * * * *"}, deploy={"pool": "other"})
+    with pytest.raises(ConfigError, match=r"deploy.pool must be the same .* got 'cpu' in one and 'other' in two"):
+        stands_for("all", [one.config, two.config])
