@@ -34,7 +34,7 @@ test: .venv/.installed ## the whole suite, under 10 minutes on 2 cores
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile
 
 screenshots: .venv/.installed ## the pictures of the Prefect UI in docs/, as the tests see it
-	@EVERFRESH_SCREENSHOTS=$(CURDIR)/docs OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 0 tests/integration/test_ui_operations.py
+	@EVERFRESH_SCREENSHOTS=$(CURDIR)/docs OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 0 -m slow tests/integration/test_ui_operations.py
 
 test-slow: .venv/.installed ## processes killed and raced, some minutes more
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slow

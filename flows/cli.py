@@ -68,6 +68,7 @@ def settings(
         "PREFECT_LOGGING_EXTRA_LOGGERS": "everfresh",  # our lines stand with the run in the UI
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # a command is no run
     }
     if not os.environ["EVERFRESH_DEBUG"]:
         quiet |= {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL"}

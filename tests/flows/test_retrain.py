@@ -230,7 +230,8 @@ def test_what_people_look_at_is_on_the_server(played: Pipeline, server: PrefectS
     assert "| p, corrected |" in drift["data"]
     assert "| ≤ 0.005 |" in drift["data"]  # 199 permutations show no less
     newest, oldest = server.artifacts("played-tick")
-    assert [oldest["description"], newest["description"]] == [f"released v{n}, made by {rung}" for n, rung in made(played)]
+    told = [f"window {n}: released v{n}, made by {rung}" for n, rung in made(played)]
+    assert [oldest["description"], newest["description"]] == told
     assert re.findall(r"!\[([\w.]+)\]\(data:image/png", newest["data"]) == ["confusion.png"]
 
 

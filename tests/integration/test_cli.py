@@ -97,7 +97,7 @@ def test_wrong_use_is_code_2_and_names_the_remedy(everfresh: Everfresh, pipeline
     assert "--to must be a version such as v3, got 'latest'" in sentence(
         everfresh("rollback", pipeline.file, "--to", "latest"), 2
     )
-    assert "--rung, --reason and --trust-labels must go with --force" in sentence(
+    assert "--rung, --reason, --trust-labels and --windows must go with --force" in sentence(
         everfresh("run", pipeline.file, "--rung", "head"), 2
     )
     assert "--rung must be recalibrate, head, full or pretrained, got 'tail'" in sentence(

@@ -25,6 +25,10 @@ from support.stream import Pipeline
 from everfresh.flows.look import history
 from everfresh.tasks.approvals import waiting
 
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+]  # a worker starts a process for each run; `make screenshots` runs them too
 CHROMIUM = shutil.which("chromium") or ""
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 WITHIN = 120_000

@@ -97,7 +97,7 @@ def test_a_rung_that_cannot_be_made_does_not_end_a_replay(
     def gone(*_: Any) -> Candidate:
         raise ModelError("model.weights must be a file that exists, got photo.safetensors, which is none. Put it there.")
 
-    monkeypatch.setattr(retrain, "fine_tune", gone)
+    monkeypatch.setattr(retrain, "fine_tuned", gone)
     monkeypatch.setattr(retrain, "get_run_logger", lambda: logging.getLogger("run"))
     caplog.set_level(logging.INFO)
     tick = Tick(seq=2, request="", view="v", champion="r", champion_move=1, reference=None, bank=(), now=NOW)
