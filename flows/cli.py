@@ -32,7 +32,7 @@ from everfresh.flows import (
     cli_stack,
     logs,
 )
-from everfresh.flows.cli_shared import FAILED, REJECTED, STOPPED, WRONG_USE, AsJson, Pipeline, Reason, show
+from everfresh.flows.cli_shared import FAILED, REJECTED, STOPPED, WRONG_USE, AsJson, Pipeline, Reason, show, tell_checks
 from everfresh.tasks.config import PipelineConfig, Rung, load_config
 from everfresh.tasks.errors import ConfigError, EverfreshError
 
@@ -98,16 +98,7 @@ def check(pipeline: Pipeline, as_json: AsJson = False) -> None:
     """Validate a pipeline against the real source, store, weights and Prefect API."""
     from everfresh.flows.check import check as run_checks
 
-    config = load_config(pipeline)
-    lines = []
-    for line in run_checks(config):
-        lines.append({"check": line.name, "passed": line.passed, "words": line.words})
-        if not as_json:
-            sys.stdout.write(f"{'ok  ' if line.passed else 'FAIL'} {line.name}: {line.words}\n")
-    if as_json:
-        show(lines, as_json=True)
-    if not all(line["passed"] for line in lines):
-        raise typer.Exit(FAILED)
+    tell_checks(run_checks(load_config(pipeline)), as_json)
 
 
 @app.command()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from everfresh.flows.cli_shared import FAILED, AsJson, show
+from everfresh.flows.cli_shared import AsJson, tell_checks
 from everfresh.tasks.config import load_config
 
 app = typer.Typer()
@@ -27,12 +26,4 @@ def doctor(
     """
     from everfresh.flows.doctor import doctor as look
 
-    lines = []
-    for line in look(load_config(pipeline) if pipeline else None):
-        lines.append({"check": line.name, "passed": line.passed, "words": line.words})
-        if not as_json:
-            sys.stdout.write(f"{'ok  ' if line.passed else 'FAIL'} {line.name}: {line.words}\n")
-    if as_json:
-        show(lines, as_json=True)
-    if not all(line["passed"] for line in lines):
-        raise typer.Exit(FAILED)
+    tell_checks(look(load_config(pipeline) if pipeline else None), as_json)

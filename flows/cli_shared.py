@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from everfresh.tasks.config import PipelineConfig, load_config
+
+if TYPE_CHECKING:
+    from everfresh.flows.check import Checked
 
 FAILED, WRONG_USE, REJECTED, STOPPED = 1, 2, 3, 130
 MEANT = "A version such as v3, an alias, or how a release's id begins."
@@ -46,3 +50,16 @@ def may_have_a_server() -> bool:
     return any(name.startswith("PREFECT_API") or name == "PREFECT_PROFILES_PATH" for name in os.environ) or any(
         path.exists() for path in files
     )
+
+
+def tell_checks(checks: Iterable[Checked], as_json: bool) -> None:
+    """Print a line for each check as it comes, or all as JSON; exit code 1 if one has failed."""
+    lines = []
+    for line in checks:
+        lines.append({"check": line.name, "passed": line.passed, "words": line.words})
+        if not as_json:
+            sys.stdout.write(f"{'ok  ' if line.passed else 'FAIL'} {line.name}: {line.words}\n")
+    if as_json:
+        show(lines, as_json=True)
+    if not all(line["passed"] for line in lines):
+        raise typer.Exit(FAILED)
