@@ -23,21 +23,31 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 
+from everfresh.flows.fine_tune import UNTRAINABLE
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.config.operation import HEARTBEATS, Notice
 from everfresh.tasks.errors import ConfigError
 
 TRIES = 3
-"""Starts of one run, the first one included; a run that crashes in each of them stays crashed."""
+"""How often one run begins; one that crashes each time stays crashed."""
 LONGEST_RUN = timedelta(days=30)
-"""So long after its start a crash is still known to be that of a run which had begun."""
+"""So long after its first crash it is still known that a run was started again for it."""
 GRACE = timedelta(minutes=5)
 """A tick may be late by so much before it counts as missed."""
-FIRST_SIGN = {"process": timedelta(minutes=3), "docker": timedelta(minutes=15), "kubernetes": timedelta(minutes=30)}
+FIRST_SIGN = {"process": timedelta(minutes=2), "docker": timedelta(minutes=15), "kubernetes": timedelta(minutes=30)}
 """From the moment a worker takes a run to its first line of code: imports, and for containers an image to pull."""
 LAST_YEAR = 2060
 """Of the ticks that are looked at; a schedule that never ticks would be looked for for ever."""
 HEARTBEAT, RUNNING, CRASHED = "prefect.flow-run.heartbeat", "prefect.flow-run.Running", "prefect.flow-run.Crashed"
+SIGNS_OF_LIFE = {HEARTBEAT} | {
+    f"prefect.flow-run.{state}"
+    for state in (
+        "Scheduled", "Late", "AwaitingRetry", "AwaitingConcurrencySlot", "Pending", "Submitting", "InfrastructurePending",
+        "Running", "Retrying", "Paused", "Suspended", "Resuming", "Cancelling", "Cancelled", "Completed", "Failed", UNTRAINABLE,
+    )
+}  # fmt: skip
+"""What ends the waiting for one. A crash does not: SQLite may drop an event at the trigger that has begun to wait for it (it
+reads before it writes, "database is locked"), and then for every automation; this one is to start the run again."""
 ANY_RUN = "prefect.flow-run.*"
 
 
@@ -101,61 +111,68 @@ def _any_of(config: PipelineConfig) -> ResourceSpecification:
 
 
 def _lost(config: PipelineConfig) -> Iterator[AutomationCore]:
-    """Runs of which nothing is heard any more: nobody is left to say so."""
+    """Runs of which nothing is heard any more: nobody is left to say so.
+
+    A deadline that has begun before a run ends may strike after it: what has ended cannot crash, and the server refuses that.
+    """
     silence = timedelta(seconds=HEARTBEATS * config.deploy.heartbeat_seconds)
-    yield AutomationCore(
-        name=_named(config, "no sign of life"),
-        description=f"A run that is silent for {HEARTBEATS} heartbeats counts as crashed.",
-        trigger=EventTrigger(
-            match={"prefect.resource.id": ANY_RUN},
-            match_related=_any_of(config),
-            for_each={"prefect.resource.id"},
-            after={HEARTBEAT},
-            expect={ANY_RUN},  # any change of state is a sign of life too, and the end of a run the last one
-            posture=Posture.Proactive,
-            within=silence,
+    first = max(silence, FIRST_SIGN[config.deploy.kind])
+    for what, description, after, within, words in (
+        (
+            "no sign of life",
+            f"A run that is silent for {HEARTBEATS} heartbeats counts as crashed.",
+            {HEARTBEAT},
+            silence,
+            f"No sign of life for {silence.total_seconds():.0f} s: its machine or worker died.",
         ),
-        actions=[
-            _becomes(StateType.CRASHED, f"No sign of life for {silence.total_seconds():.0f} s: its machine or worker died.")
-        ],
-    )
-    yield AutomationCore(
-        name=_named(config, "never begun"),
-        description="A run that a worker took and did not begin is offered to the workers again.",
-        trigger=EventTrigger(
-            match={"prefect.resource.id": ANY_RUN},
-            match_related=_any_of(config),
-            for_each={"prefect.resource.id"},
-            after={"prefect.flow-run.Pending"},
-            expect={ANY_RUN},
-            posture=Posture.Proactive,
-            within=max(silence, FIRST_SIGN[config.deploy.kind]),
+        (
+            "never begun",
+            "A run that a worker took and did not begin counts as crashed.",
+            {f"prefect.flow-run.{state}" for state in ("Pending", "Submitting", "InfrastructurePending")},
+            first,
+            f"The worker that took it did not begin it within {first.total_seconds():.0f} s.",
         ),
-        actions=[_becomes(StateType.SCHEDULED, "The worker that took it did not begin it; any worker may.", "AwaitingRetry")],
-    )
-
-
-def _becomes(state: StateType, message: str, name: str | None = None) -> ChangeFlowRunState:
-    return ChangeFlowRunState(state=state, name=name, message=message, force=False)
+    ):
+        yield AutomationCore(
+            name=_named(config, what),
+            description=description,
+            trigger=EventTrigger(
+                match={"prefect.resource.id": ANY_RUN},
+                match_related=_any_of(config),
+                for_each={"prefect.resource.id"},
+                after=after,
+                expect=SIGNS_OF_LIFE,
+                posture=Posture.Proactive,
+                within=within,
+            ),
+            actions=[ChangeFlowRunState(state=StateType.CRASHED, name=None, message=words, force=False)],
+        )
 
 
 def _reruns(config: PipelineConfig, ids: Mapping[str, UUID]) -> Iterator[AutomationCore]:
-    """A crash is of the machine, not of the work: the same run is started again, with what it was called with."""
+    """A crash is of the machine, not of the work: the same run is started again, with what it was called with.
+
+    Once for each time that it had begun, so that one that cannot even begin does not crash in a circle.
+    """
     if not ids:
         return
     yield AutomationCore(
         name=_named(config, "run crashed ones again"),
-        description=f"A run that had begun and crashed is started again; {TRIES} starts in all.",
+        description=f"A run that crashed is started again, until it has begun {TRIES} times.",
         trigger=EventTrigger(
-            match={"prefect.resource.id": ANY_RUN, "prefect.run-count": [str(n) for n in range(1, TRIES)]},
+            match={"prefect.resource.id": ANY_RUN, "prefect.run-count": [str(n) for n in range(TRIES)]},
             match_related=_of(*ids.values()),
-            for_each={"prefect.resource.id"},
-            after={RUNNING},  # one that cannot even begin would crash in a circle
+            for_each={"prefect.resource.id", "prefect.run-count"},
             expect={CRASHED},
             within=LONGEST_RUN,
         ),
-        actions=[_becomes(StateType.SCHEDULED, "It crashed and is started again, where it was.", "AwaitingRetry")],
-    )
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.SCHEDULED, name="AwaitingRetry", message="It crashed and is started again, where it was.",
+                force=False,
+            )
+        ],
+    )  # fmt: skip
 
 
 def _retraining(config: PipelineConfig, ids: Mapping[str, UUID]) -> Iterator[AutomationCore]:

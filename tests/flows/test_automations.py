@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from prefect.events.schemas.automations import AutomationCore
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Crashed, Pending
+from prefect.states import Crashed
 from support.deployed import deployed, happening, sign_of_life
 from support.prefect_server import PrefectServer
 from support.receiver import Receiver, running_receiver
@@ -142,7 +142,7 @@ def test_a_silent_run_is_crashed_and_one_that_never_began_is_offered_again(told:
         for run in (silent, alive, child):
             there.begin(run)
             sign_of_life(run, told.config)
-        there.becomes(waiting, Pending())
+        there.take(waiting)
         deadline = time.monotonic() + 40
         while time.monotonic() < deadline:
             sign_of_life(alive, told.config)

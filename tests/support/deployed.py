@@ -13,7 +13,7 @@ from prefect import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.events.schemas.automations import AutomationCore
 from prefect.flow_engine import run_flow
-from prefect.states import Pending, Running
+from prefect.states import Pending, Running, Submitting
 
 from everfresh.flows.automations import wanted
 from everfresh.tasks.config import PipelineConfig
@@ -35,8 +35,13 @@ class Deployed:
 
     def begin(self, run: FlowRun) -> None:
         """A worker takes the run and begins it."""
-        self.becomes(run, Pending())
+        self.take(run)
         self.becomes(run, Running())
+
+    def take(self, run: FlowRun) -> None:
+        """A worker takes the run."""
+        self.becomes(run, Pending())
+        self.becomes(run, Submitting())
 
     def becomes(self, run: FlowRun, state: State[Any]) -> None:
         with get_client(sync_client=True) as client:
