@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ T = TypeVar("T")
 @contextmanager
 def running_stack(folder: Path, *options: str) -> Iterator[tuple[Stack, psutil.Process]]:
     """`everfresh up` in a folder; this process's environment points at it, and it ends with the block."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the stack ends with this process then too
     folder.mkdir(parents=True, exist_ok=True)
     said = (folder / "up.log").open("wb")
     command = [EVERFRESH, "up", "--folder", str(folder), *options]

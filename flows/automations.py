@@ -38,6 +38,8 @@ FIRST_SIGN = {"process": timedelta(minutes=2), "docker": timedelta(minutes=15), 
 """From the moment a worker takes a run to its first line of code: imports, and for containers an image to pull."""
 LAST_YEAR = 2060
 """Of the ticks that are looked at; a schedule that never ticks would be looked for for ever."""
+FIRST_TICKS = 5_000
+"""More than any day has, and enough for all years of a schedule that ticks on a few days of each."""
 HEARTBEAT, RUNNING, CRASHED = "prefect.flow-run.heartbeat", "prefect.flow-run.Running", "prefect.flow-run.Crashed"
 SIGNS_OF_LIFE = {HEARTBEAT} | {
     f"prefect.flow-run.{state}"
@@ -310,9 +312,9 @@ def _missed(config: PipelineConfig, ids: Mapping[str, UUID], ui: str, blocks: li
 
 
 def longest_gap(cron: str, timezone: str) -> timedelta:
-    """The longest time between two ticks of a schedule: nights and weekends without any are no alarm.
+    """The longest time between two ticks of a schedule: nights, weekends and months without any are no alarm.
 
-    From a fixed day on, so that it is the same whenever it is asked.
+    From a fixed day on, so that it is the same whenever it is asked: between its first ticks, and over the days of a year.
     """
     start = datetime(2027, 1, 1, tzinfo=UTC).astimezone(ZoneInfo(timezone))
     try:
@@ -321,5 +323,11 @@ def longest_gap(cron: str, timezone: str) -> timedelta:
         raise ConfigError(
             f"schedule must be cron expressions, got {cron!r}: {error}. Every night at three is '0 3 * * *'"
         ) from None
-    ticks = (tick.astimezone(UTC) for tick in islice(within_years, 5_000))
-    return max((later - sooner for sooner, later in pairwise(ticks)), default=timedelta(days=366))
+    ticks = [tick.astimezone(UTC) for tick in islice(within_years, FIRST_TICKS)]
+    gaps = [later - sooner for sooner, later in pairwise(ticks)]
+    if len(ticks) == FIRST_TICKS:
+        days = [start + timedelta(days=day) for day in range(1, 367)]
+        last = [next(CronSim(cron, day, reverse=True)).astimezone(UTC) for day in days]
+        first = [next(CronSim(cron, day - timedelta(seconds=1))).astimezone(UTC) for day in days]
+        gaps += [later - sooner for sooner, later in zip(last, first, strict=True)]
+    return max(gaps, default=timedelta(days=366))

@@ -7,7 +7,7 @@ module path, so a worker needs Everfresh installed and nothing else: no file, no
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -31,6 +31,17 @@ ONE_AT_A_TIME = {
     "sweep": "CANCEL_NEW",
 }
 """Flows of which one run at a time is enough, and what becomes of a second."""
+COMMON: dict[str, Callable[[PipelineConfig], Any]] = {
+    "schedule.monitor": lambda config: config.schedule.monitor,
+    "schedule.timezone": lambda config: config.schedule.timezone,
+    "deploy.pool": lambda config: config.deploy.pool,
+    "deploy.kind": lambda config: config.deploy.kind,
+    "deploy.image": lambda config: config.deploy.image,
+    "deploy.env": lambda config: config.deploy.env,
+    "deploy.job_variables": lambda config: config.deploy.job_variables,
+    "deploy.heartbeat_seconds": lambda config: config.deploy.heartbeat_seconds,
+}
+"""What the pipelines of a fleet must have in common: one run has it once."""
 KEPT_SILENT = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_LOGGING_EXTRA_LOGGERS": "everfresh"}
 """Telemetry of every part is off; our lines stand with the run in the UI."""
 EVICTED = {"PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule"}

@@ -8,16 +8,18 @@ schedules that are no longer there are looked for and removed at every deploy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 from uuid import UUID
 
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient as Client
 from prefect.client.schemas.actions import (
     DeploymentScheduleCreate,
+    DeploymentUpdate,
     GlobalConcurrencyLimitCreate,
     GlobalConcurrencyLimitUpdate,
     WorkPoolCreate,
@@ -30,23 +32,28 @@ from prefect.client.schemas.filters import (
     FlowFilterName,
     FlowRunFilter,
     FlowRunFilterState,
+    FlowRunFilterStateName,
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.schemas.automations import Automation, AutomationCore
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 
 from everfresh.flows import automations, declared
 from everfresh.flows.declared import Declared
-from everfresh.tasks.config import PipelineConfig
+from everfresh.tasks.config import PipelineConfig, parse_config
+from everfresh.tasks.config.operation import DeployConfig
 from everfresh.tasks.errors import ConfigError, EverfreshError
 
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 Sign = Literal["+", "~", "-"]
 MOST_RUNS = 200
 """That Prefect hands out at once."""
+KINDS = get_args(DeployConfig.model_fields["kind"].annotation)
 SHOWN = 60
 """Characters of a value in the table of changes."""
 ABSENT = object()
@@ -69,7 +76,8 @@ class Change:
 def deploy(config: PipelineConfig, *, dry_run: bool = False, delete: bool = False, fleet: str = "") -> list[Change]:
     """Bring the server to what a pipeline declares, and say what differed.
 
-    A pipeline that a fleet on the server looks at has no schedule of its own for `monitor`.
+    A pipeline that a fleet on the server looks at has no schedule of its own for `monitor`; the fleet's copy of its config is
+    brought up to date.
 
     Args:
         config: the pipeline.
@@ -79,7 +87,8 @@ def deploy(config: PipelineConfig, *, dry_run: bool = False, delete: bool = Fals
 
     Raises:
         ConfigError: no server is named, a cron expression is none, a notification block or a job variable is not there,
-            a fleet has the name, or goes on looking at a pipeline that is to go.
+            a pool is of another kind, a fleet has the name, goes on looking at a pipeline that is to go, or has otherwise
+            what it has in common with its pipelines.
     """
     with get_client(sync_client=True) as client:
         reach()
@@ -91,30 +100,36 @@ def deploy(config: PipelineConfig, *, dry_run: bool = False, delete: bool = Fals
             raise ConfigError(
                 f"{config.name} must not be in fleet {within}, which goes on looking at it. Deploy that one without it first."
             )
+        told = list(_its_fleet(client, within, config)) if within and not fleet else []
         if within or fleet:
             config = declared.in_a_fleet(config)
         if delete:
             return bring(client, config, {}, {}, dry_run=dry_run)
-        return bring(client, config, declared.deployments(config), declared.limits(config), dry_run=dry_run)
+        changes = bring(client, config, declared.deployments(config), declared.limits(config), dry_run=dry_run)
+        _make(client, told if not dry_run else [])
+        return changes + told
 
 
 def bring(
     client: Client, config: PipelineConfig, wanted: Mapping[str, Declared], limits: Mapping[str, int], *, dry_run: bool
 ) -> list[Change]:
     """Make the server have these deployments under the config's name, with pools, limits and automations, and no others."""
+    for name, facts in wanted.items():
+        _crons(config, name, facts)
+    ids = {**_pending(wanted, config), **_ids(client, config)}
+    planned = automations.wanted(config, ids, ui()) if wanted else []  # what is wrong is told before anything is made
     before = [
         *(_pools(client, config) if wanted else ()),
         *_limits(client, config, limits),
         *_deployments(client, config, wanted),
     ]
-    ids = {**_pending(wanted, config), **_ids(client, config)}
     if dry_run:
-        return [*before, *_automations(client, config, automations.wanted(config, ids, ui()) if wanted else [])]
-    done = _made(client, before, dry_run)
+        return [*before, *_automations(client, config, planned)]
+    _make(client, before)
     actions = automations.wanted(config, _ids(client, config), ui()) if wanted else []
-    done += _made(client, list(_automations(client, config, actions)), dry_run)
+    _make(client, after := list(_automations(client, config, actions)))
     _drop_strays(client, config)
-    return done
+    return before + after
 
 
 def reach() -> None:
@@ -132,17 +147,21 @@ def ui() -> str:
     return str(PREFECT_UI_URL.value() or api.removesuffix("/api")).rstrip("/")
 
 
-def _made(client: Client, changes: list[Change], dry_run: bool) -> list[Change]:
-    for change in changes if not dry_run else []:
+def _make(client: Client, changes: Sequence[Change]) -> None:
+    for change in changes:
         try:
             change.make(client)
+        except ObjectAlreadyExists:  # another deploy was faster
+            continue
+        except ObjectNotFound:
+            if change.sign != "-":
+                raise EverfreshError(f"{change.what}: must still be on the Prefect server, got none. Deploy again.") from None
         except PrefectHTTPStatusError as refused:
             answer = f"{refused.response.status_code} {refused.response.text[:300]}"
             raise EverfreshError(
                 f"{change.what}: the Prefect server must take it, got {answer}. "
                 "What was changed before it stays; correct the file and deploy again."
             ) from refused
-    return changes
 
 
 # --- pools and limits -------------------------------------------------------------------------------------
@@ -152,7 +171,12 @@ def _pools(client: Client, config: PipelineConfig) -> Iterator[Change]:
     """Pools that are not there; one that is belongs to whoever made it."""
     for name, template in declared.pools(config).items():
         try:
-            client.read_work_pool(name)
+            kind = client.read_work_pool(name).type
+            if kind != config.deploy.kind and kind in KINDS:
+                raise ConfigError(
+                    f"deploy.kind must be the type of pool {name}, got {config.deploy.kind} and a pool of type {kind}: what "
+                    f"becomes of a run that does not begin depends on it. Set deploy.kind: {kind}, or name another pool."
+                )
         except ObjectNotFound:
             pool = WorkPoolCreate(name=name, type=config.deploy.kind, base_job_template=template)
             words = f"{config.deploy.kind}; start a worker with `prefect worker start --pool {name}`"
@@ -193,7 +217,7 @@ def existing(client: Client, config: PipelineConfig) -> dict[str, DeploymentResp
     """Deployments of a pipeline that are on the server, by the name of their flow."""
     named = DeploymentFilter(name=DeploymentFilterName(any_=[config.name]))
     found = {}
-    for one in client.read_deployments(deployment_filter=named):
+    for one in _pages(partial(client.read_deployments, deployment_filter=named)):
         name = client.read_flow(one.flow_id).name
         if name in {*declared.FLOWS, declared.FLEET} and "everfresh" in one.tags:
             found[name] = one
@@ -202,8 +226,28 @@ def existing(client: Client, config: PipelineConfig) -> dict[str, DeploymentResp
 
 def fleets(client: Client) -> dict[str, list[str]]:
     """The pipelines that each fleet on the server looks at."""
-    every = client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[declared.FLEET])), limit=MOST_RUNS)
+    every = _pages(partial(client.read_deployments, flow_filter=FlowFilter(name=FlowFilterName(any_=[declared.FLEET]))))
     return {one.name: [str(each.get("name")) for each in one.parameters.get("configs", ())] for one in every}
+
+
+def _its_fleet(client: Client, name: str, config: PipelineConfig) -> Iterator[Change]:
+    """The config of a pipeline as its fleet looks at it."""
+    one = client.read_deployment_by_name(f"{declared.FLEET}/{name}")
+    configs, now = one.parameters["configs"], declared.as_parameter(config)
+    had = next(each for each in configs if each["name"] == config.name)
+    if not (differing := "; ".join(differences(had, now, "config"))):
+        return
+    before = parse_config(had, label=f"fleet {name}")
+    for field, value in declared.COMMON.items():
+        if value(before) != value(config):
+            raise ConfigError(
+                f"{field} must be that of fleet {name}, got {value(config)!r} and {value(before)!r} there. "
+                f"Deploy all of its pipelines with --fleet {name}, or the fleet without this one."
+            )
+    parameters = one.parameters | {"configs": [now if each is had else each for each in configs]}
+    update = DeploymentUpdate(parameters=parameters)
+    make = partial(Client.update_deployment, deployment_id=one.id, deployment=update)
+    yield Change("~", f"deployment {declared.FLEET}/{name}", differing, make)
 
 
 def _ids(client: Client, config: PipelineConfig) -> dict[str, UUID]:
@@ -223,8 +267,11 @@ def _full(name: str, config: PipelineConfig) -> str:
 def _deployments(client: Client, config: PipelineConfig, wanted: Mapping[str, Declared]) -> Iterator[Change]:
     had, told = existing(client, config), set[str]()
     for name, facts in wanted.items():
-        make = partial(_write, config=config, name=name, facts=facts)
+        active = name not in had or _is_on(had[name])
+        make = partial(_write, config=config, name=name, facts=facts, active=active)
         what = f"deployment {name}/{config.name}"
+        if facts["schedules"] and (not active or (name in had and had[name].paused)):
+            log.warning("%s: its schedule was switched off by hand and stays so; the switch is on its page in the UI", what)
         if name not in had:
             yield Change("+", what, ", ".join([f"pool {facts['work pool']}", *facts["schedules"]]), make)
         elif differing := list(differences(as_declared(had[name]), facts)):
@@ -271,14 +318,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
-def _write(client: Client, config: PipelineConfig, name: str, facts: Declared) -> UUID:
-    zone = config.schedule.timezone
-    try:
-        ticks = [CronSchedule(cron=each.removesuffix(f" {zone}"), timezone=zone) for each in facts["schedules"]]
-    except ValueError as error:
-        raise ConfigError(
-            f"schedule.{name} must be a cron expression, got {facts['schedules'][0]!r}. Every night at three is '0 3 * * *'."
-        ) from error
+def _write(client: Client, config: PipelineConfig, name: str, facts: Declared, active: bool) -> UUID:
     strategy = facts["one at a time"]
     return client.create_deployment(
         flow_id=client.create_flow(declared.flow_of(name)),
@@ -289,7 +329,7 @@ def _write(client: Client, config: PipelineConfig, name: str, facts: Declared) -
         parameters=facts["parameters"],
         parameter_openapi_schema=facts["form"],
         enforce_parameter_schema=True,
-        schedules=[DeploymentScheduleCreate(schedule=tick, active=True) for tick in ticks],
+        schedules=[DeploymentScheduleCreate(schedule=tick, active=active) for tick in _crons(config, name, facts)],
         concurrency_limit=1 if strategy else None,
         concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy(strategy)) if strategy else None,
         work_pool_name=facts["work pool"],
@@ -297,33 +337,65 @@ def _write(client: Client, config: PipelineConfig, name: str, facts: Declared) -
     )
 
 
+def _crons(config: PipelineConfig, name: str, facts: Declared) -> list[CronSchedule]:
+    zone = config.schedule.timezone
+    try:
+        return [CronSchedule(cron=each.removesuffix(f" {zone}"), timezone=zone) for each in facts["schedules"]]
+    except ValueError as error:
+        raise ConfigError(
+            f"schedule.{name} must be a cron expression, got {facts['schedules'][0]!r}. Every night at three is '0 3 * * *'."
+        ) from error
+
+
+def _is_on(one: DeploymentResponse) -> bool:
+    """Whether a deployment ticks as far as people go: one whose schedules a person has switched off stays so."""
+    return not one.schedules or any(schedule.active for schedule in one.schedules)
+
+
 def _drop_strays(client: Client, config: PipelineConfig) -> None:
-    """Delete scheduled runs of schedules that are no longer there."""
-    waiting = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])))
+    """Delete scheduled runs of schedules that are no longer there; one that has begun, or waits for another, is work."""
+    waiting = FlowRunFilter(
+        state=FlowRunFilterState(
+            type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]), name=FlowRunFilterStateName(any_=["Scheduled", "Late"])
+        )
+    )
     for one in existing(client, config).values():
         known = {schedule.id for schedule in one.schedules}
         only = DeploymentFilter(id=DeploymentFilterId(any_=[one.id]))
-        for run in client.read_flow_runs(flow_run_filter=waiting, deployment_filter=only, limit=MOST_RUNS):
-            if run.auto_scheduled and run.created_by and run.created_by.type == "SCHEDULE" and run.created_by.id not in known:
+        runs = _pages(partial(client.read_flow_runs, flow_run_filter=waiting, deployment_filter=only))
+        for run in runs:
+            maker = run.created_by if run.auto_scheduled and run.run_count == 0 else None
+            if maker and maker.type == "SCHEDULE" and maker.id not in known:
                 client.delete_flow_run(run.id)
+
+
+def _pages(read: Callable[..., list[T]]) -> list[T]:
+    """All that a filter of the client finds; it hands out so many at once."""
+    found: list[T] = []
+    while page := read(limit=MOST_RUNS, offset=len(found)):
+        found += page
+        if len(page) < MOST_RUNS:
+            break
+    return found
 
 
 # --- automations ------------------------------------------------------------------------------------------
 
 
 def _automations(client: Client, config: PipelineConfig, wanted: list[AutomationCore]) -> Iterator[Change]:
-    had = {one.name: one for one in all_automations(client) if one.name.startswith(f"everfresh · {config.name} · ")}
-    for one in wanted:
-        what = f"automation {one.name}"
-        if one.name not in had:
-            yield Change("+", what, one.description, partial(Client.create_automation, automation=one))
-        elif _plain(had[one.name]) != _plain(one):
-            differing = "; ".join(differences(_plain(had[one.name]), _plain(one)))
-            yield Change(
-                "~", what, differing, partial(Client.update_automation, automation_id=had[one.name].id, automation=one)
-            )
-    for name in sorted(had.keys() - {one.name for one in wanted}):
-        yield Change("-", f"automation {name}", "", partial(Client.delete_automation, automation_id=had[name].id))
+    had: dict[str, Automation] = {}
+    surplus: list[Automation] = []  # a name may be there twice: two deploys at once, or a request that was sent again
+    for one in all_automations(client):
+        if one.name.startswith(f"everfresh · {config.name} · "):
+            surplus += [one] if had.setdefault(one.name, one) is not one else []
+    for new in wanted:
+        what, old = f"automation {new.name}", had.pop(new.name, None)
+        if old is None:
+            yield Change("+", what, new.description, partial(Client.create_automation, automation=new))
+        elif differing := "; ".join(differences(_plain(old), _plain(new))):
+            yield Change("~", what, differing, partial(Client.update_automation, automation_id=old.id, automation=new))
+    for gone in sorted([*had.values(), *surplus], key=lambda gone: gone.name):
+        yield Change("-", f"automation {gone.name}", "", partial(Client.delete_automation, automation_id=gone.id))
 
 
 def all_automations(client: Client) -> Iterator[Automation]:
@@ -339,14 +411,14 @@ def all_automations(client: Client) -> Iterator[Automation]:
 
 
 def _plain(automation: AutomationCore) -> dict[str, Any]:
-    """An automation without what only the server knows, and whether a person has switched it off."""
-    plain: dict[str, Any] = _without_ids(automation.model_dump(mode="json", exclude={"id", "created", "updated", "enabled"}))
+    """An automation without what only the server knows, and whether a person has switched it off; sets come in order."""
+    plain: dict[str, Any] = _compared(automation.model_dump(mode="json", exclude={"id", "created", "updated", "enabled"}))
     return plain
 
 
-def _without_ids(value: Any) -> Any:
+def _compared(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _without_ids(inner) for key, inner in value.items() if key != "id"}
+        return {key: _compared(inner) for key, inner in value.items() if key != "id"}
     if isinstance(value, list):
-        return [_without_ids(inner) for inner in value]
+        return sorted(value) if all(isinstance(inner, str) for inner in value) else [_compared(inner) for inner in value]
     return value

@@ -7,8 +7,7 @@ schedule of its own when another has it already, and in between is looked at twi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from prefect import get_client
 
@@ -17,17 +16,6 @@ from everfresh.flows.deploy import Change, bring, deploy, existing, fleets, reac
 from everfresh.tasks.config import PipelineConfig, parse_config
 from everfresh.tasks.errors import ConfigError
 
-COMMON: dict[str, Callable[[PipelineConfig], Any]] = {
-    "schedule.monitor": lambda config: config.schedule.monitor,
-    "schedule.timezone": lambda config: config.schedule.timezone,
-    "deploy.pool": lambda config: config.deploy.pool,
-    "deploy.kind": lambda config: config.deploy.kind,
-    "deploy.image": lambda config: config.deploy.image,
-    "deploy.env": lambda config: config.deploy.env,
-    "deploy.job_variables": lambda config: config.deploy.job_variables,
-    "deploy.heartbeat_seconds": lambda config: config.deploy.heartbeat_seconds,
-}
-"""What one run has once."""
 OF_RUNS = ("run.failed", "run.crashed", "schedule.missed")
 """Notices of the fleet's own runs; what happens to a pipeline is told by the pipeline's automations."""
 
@@ -42,19 +30,24 @@ def deploy_fleet(name: str, configs: Sequence[PipelineConfig], *, dry_run: bool 
         delete: the fleet goes, and all of its pipelines.
 
     Raises:
-        ConfigError: the pipelines differ in what one run has once, the name is a pipeline's, or one is in another fleet.
+        ConfigError: the pipelines differ in what one run has once, the name is a pipeline's, one is in another fleet, or
+            the fleet is to go and one of its pipelines is not named.
     """
     head = stands_for(name, configs)
     with get_client(sync_client=True) as client:
         reach()
         had = fleets(client)
         _take_in(name, configs, had)
+        gone = sorted({*had.get(name, ())} - {config.name for config in configs})
+        if delete and gone:
+            raise ConfigError(
+                f"--delete must be given all pipelines of fleet {name}, got it without {', '.join(gone)}, which nothing would "
+                "look at any more. Name their files too, or deploy the fleet anew without those that are to go."
+            )
         if name not in had and existing(client, head):
             raise ConfigError(f"--fleet must be a name that no pipeline has, got {name}. Give the fleet another.")
         changes = bring(client, head, {} if delete else declared.fleet(head, configs), {}, dry_run=dry_run)
-    if not delete:
-        gone = sorted({*had.get(name, ())} - {config.name for config in configs})
-        changes += [_left(name, pipeline) for pipeline in gone]
+    changes += [_left(name, pipeline) for pipeline in gone]
     for config in configs:
         changes += deploy(config, dry_run=dry_run, delete=delete, fleet=name)
     return changes
@@ -71,7 +64,7 @@ def stands_for(name: str, configs: Sequence[PipelineConfig]) -> PipelineConfig:
         raise ConfigError(
             f"pipelines of a fleet must have names of their own, got {', '.join(sorted(twice))} twice. Rename one."
         )
-    for field, value in COMMON.items():
+    for field, value in declared.COMMON.items():
         for other in configs:
             if value(other) != value(first):
                 raise ConfigError(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, get_args
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from everfresh.tasks.config.base import Section, unique
 
@@ -90,6 +90,19 @@ class AlertsConfig(Section):
                     f"must name blocks as type/name, got {name!r}. `prefect block ls` shows them; such as slack-webhook/ops"
                 )
         return names
+
+    @model_validator(mode="after")
+    def _happenings_are_emitted(self) -> Self:
+        listened: dict[str, tuple[str, ...]] = {"retrain": ("drift.detected",) if self.retrain else ()}
+        if "notify_on" in self.model_fields_set:
+            listened["notify_on"] = tuple(name for name in self.notify_on if name in get_args(AlertEvent))
+        for field, names in listened.items():
+            if missing := [name for name in names if name not in self.events]:
+                raise ValueError(
+                    f"events must hold what {field} listens to, got none of {', '.join(missing)}: it would never be told. "
+                    "Add it to events"
+                )
+        return self
 
 
 class ApprovalConfig(Section):

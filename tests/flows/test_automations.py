@@ -71,7 +71,16 @@ def test_a_channel_that_is_not_there_is_told_with_how_to_make_it(tmp_path: Path,
 
 @pytest.mark.parametrize(
     ("cron", "hours"),
-    [("* * * * *", 1 / 60), ("0 * * * *", 1), ("0 3 * * *", 24), ("0 3 * * 1-5", 72), ("*/5 9-17 * * *", 15 + 5 / 60)],
+    [
+        ("* * * * *", 1 / 60),
+        ("0 * * * *", 1),
+        ("0 3 * * *", 24),
+        ("0 3 * * 1-5", 72),
+        ("*/5 9-17 * * *", 15 + 5 / 60),
+        ("* * 1-7 * *", 24 * (31 - 7) + 1 / 60),
+        ("* * * 1-6 *", 24 * 184 + 1 / 60),
+        ("0 3 29 2 *", 24 * 1461),
+    ],
 )
 def test_a_schedule_may_be_silent_as_long_as_it_says(cron: str, hours: float) -> None:
     assert longest_gap(cron, "UTC") == timedelta(hours=hours)

@@ -13,6 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.events.schemas.automations import AutomationCore
+from prefect.exceptions import ObjectNotFound
+from prefect.states import AwaitingConcurrencySlot, AwaitingRetry, Crashed, Pending, Running
 from support.prefect_server import PrefectServer
 from support.stream import Pipeline, make_pipeline
 
@@ -94,7 +98,8 @@ def test_ten_deploys_with_changes_in_between_leave_what_the_file_says_each_time(
         assert set(shown) == set(done)
         assert deploy(deployable.config) == []
         assert counted(deployable.config) == wanted(deployable.config)
-    for name, times in scheduled_runs(deployable.config).items():
+    for name in ("monitor", "sweep"):
+        times = runs_of(name, deployable.config)
         assert len(times) == len(set(times)), name
 
 
@@ -107,8 +112,31 @@ def test_a_changed_schedule_takes_its_waiting_runs_with_it(deployable: Pipeline)
     times = runs_of("monitor", deployable.config)
     assert all(":09:00" in at for at in times)
     assert len(set(times)) == len(times)
-    deploy(deployable.config, delete=True)
-    assert scheduled_runs(deployable.config) == {}
+    with get_client(sync_client=True) as client:
+        [id] = {existing(client, deployable.config)["monitor"].id}
+        deploy(deployable.config, delete=True)
+        assert client.read_flow_runs(flow_run_filter=FlowRunFilter(deployment_id={"any_": [id]})) == []
+
+
+def test_a_run_that_waits_to_go_on_outlives_a_deploy(deployable: Pipeline) -> None:
+    """What has begun once, crashed or was approved, is work; so is what waits for another run to end."""
+    deployable.rewrite(schedule={"monitor": "7 * * * *"})
+    deploy(deployable.config)
+    runs_of("monitor", deployable.config)
+    with get_client(sync_client=True) as client:
+        one = existing(client, deployable.config)["monitor"]
+        begun, queued, untouched = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(deployment_id={"any_": [one.id]}), sort=FlowRunSort.EXPECTED_START_TIME_ASC, limit=3
+        )
+        for state in (Pending(), Running(), Crashed(), AwaitingRetry()):
+            client.set_flow_run_state(begun.id, state, force=True)
+        client.set_flow_run_state(queued.id, AwaitingConcurrencySlot(), force=True)
+        deployable.rewrite(schedule={"monitor": "9 * * * *"})
+        deploy(deployable.config)
+        assert client.read_flow_run(begun.id).state_name == "AwaitingRetry"
+        assert client.read_flow_run(queued.id).state_name == "AwaitingConcurrencySlot"
+        with pytest.raises(ObjectNotFound):
+            client.read_flow_run(untouched.id)
 
 
 def runs_of(name: str, config: PipelineConfig) -> list[str]:
@@ -129,6 +157,50 @@ def test_what_a_person_switched_off_stays_off(deployable: Pipeline) -> None:
         assert not client.read_automations_by_name(one.name)[0].enabled
 
 
+def test_a_schedule_that_a_person_switched_off_stays_off_and_is_told(
+    deployable: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    deployable.rewrite(schedule={"monitor": "7 * * * *", "retrain": "0 3 * * *"})
+    deploy(deployable.config)
+    with get_client(sync_client=True) as client:
+        had = existing(client, deployable.config)
+        client.update_deployment_schedule(had["monitor"].id, had["monitor"].schedules[0].id, active=False)
+        client.pause_deployment(had["retrain"].id)
+    deployable.rewrite(schedule={"monitor": "9 * * * *", "retrain": "0 4 * * *"})
+    deploy(deployable.config)
+    with get_client(sync_client=True) as client:
+        now = existing(client, deployable.config)
+    assert [(s.schedule.cron, s.active) for s in now["monitor"].schedules] == [("9 * * * *", False)]
+    assert [s.schedule.cron for s in now["retrain"].schedules] == ["0 4 * * *"]
+    assert now["retrain"].paused
+    for flow in ("monitor", "retrain"):
+        assert f"deployment {flow}/{deployable.name}: its schedule was switched off by hand" in caplog.text
+
+
+def test_an_automation_that_is_there_twice_goes(deployable: Pipeline) -> None:
+    deploy(deployable.config)
+    with get_client(sync_client=True) as client:
+        [one] = client.read_automations_by_name(f"everfresh · {deployable.name} · never begun")
+        client.create_automation(AutomationCore.model_validate(one.model_dump(exclude={"id"})))
+        assert [(c.sign, c.what) for c in deploy(deployable.config)] == [("-", f"automation {one.name}")]
+        assert len(client.read_automations_by_name(one.name)) == 1
+
+
+def test_nothing_is_made_of_a_file_that_is_wrong(deployable: Pipeline) -> None:
+    for wrong in ({"schedule": {"retrain": "61 3 * * *"}}, {"alerts": {"notify": ["slack-webhook/nowhere"]}}):
+        deployable.rewrite(**wrong)
+        with pytest.raises(ConfigError, match=r"'61 3 \* \* \*|got slack-webhook/nowhere"):
+            deploy(deployable.config)
+        assert counted(deployable.config)["deployments"] == []
+
+
+def test_a_pool_of_another_kind_is_named(deployable: Pipeline) -> None:
+    deploy(deployable.config)
+    deployable.rewrite(deploy={"kind": "docker"})
+    with pytest.raises(ConfigError, match=r"deploy\.kind must be the type of pool cpu, got docker and a pool of type process"):
+        deploy(deployable.config)
+
+
 def test_pipelines_beside_it_are_left_alone(deployable: Pipeline, tmp_path: Path) -> None:
     other = make_pipeline(tmp_path / "q", f"{deployable.name}-2")
     deploy(deployable.config)
@@ -141,12 +213,6 @@ def test_pipelines_beside_it_are_left_alone(deployable: Pipeline, tmp_path: Path
 def test_a_job_variable_that_the_pool_does_not_have_is_named(deployable: Pipeline) -> None:
     deployable.rewrite(deploy={"job_variables": {"stream_output": "loud"}})
     with pytest.raises(EverfreshError, match=r"deployment monitor/deployed.*must take it, got 4.*loud"):
-        deploy(deployable.config)
-
-
-def test_a_time_that_is_none_is_refused(deployable: Pipeline) -> None:
-    deployable.rewrite(schedule={"retrain": "61 3 * * *"})
-    with pytest.raises(ConfigError, match=r"'61 3 \* \* \*"):
         deploy(deployable.config)
 
 

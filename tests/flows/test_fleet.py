@@ -16,7 +16,7 @@ from everfresh.flows.declared import FLEET, as_parameter
 from everfresh.flows.deploy import all_automations, deploy
 from everfresh.flows.deploy_fleet import OF_RUNS, deploy_fleet, stands_for
 from everfresh.flows.monitor_all import PipelinesFailed, monitor_all
-from everfresh.tasks.config import parse_config
+from everfresh.tasks.config import PipelineConfig, parse_config
 from everfresh.tasks.errors import ConfigError
 
 
@@ -77,6 +77,13 @@ def crons(name: str) -> dict[str, list[str]]:
         }
 
 
+def configs_of(name: str) -> list[PipelineConfig]:
+    """What a fleet looks with."""
+    with get_client(sync_client=True) as client:
+        made = client.read_deployment_by_name(f"{FLEET}/{name}")
+    return [parse_config(each) for each in made.parameters["configs"]]
+
+
 def test_a_fleet_has_the_schedule_and_its_pipelines_have_none(fleet: tuple[str, Pipeline, Pipeline]) -> None:
     name, one, two = fleet
     both = [one.config, two.config]
@@ -86,11 +93,8 @@ def test_a_fleet_has_the_schedule_and_its_pipelines_have_none(fleet: tuple[str, 
     assert deploy_fleet(name, both) == []
     assert deploy(one.config) == [], "what a fleet looks at keeps to it when it is deployed alone"
     assert crons(name) == {f"{FLEET}/{name}": ["*/5 * * * *"], f"monitor/{one.name}": [], f"monitor/{two.name}": []}
+    assert configs_of(name) == both
     with get_client(sync_client=True) as client:
-        [made] = [
-            d for d in client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[FLEET]))) if d.name == name
-        ]
-        assert [parse_config(each) for each in made.parameters["configs"]] == both
         watched = [a.name for a in all_automations(client) if a.name.startswith(f"everfresh · {name} · ")]
     assert f"everfresh · {name} · tell schedule.missed monitor" in watched
     assert f"everfresh · {name} · run crashed ones again" in watched
@@ -101,6 +105,17 @@ def test_a_fleet_has_the_schedule_and_its_pipelines_have_none(fleet: tuple[str, 
         deploy_fleet(f"{name}-2", [one.config])
     with pytest.raises(ConfigError, match=f"--fleet must be a name that no pipeline has, got {one.name}"):
         deploy_fleet(one.name, [two.config.model_copy(update={"name": "other"})])
+
+    one.rewrite(drift={"min_effect": 0.3})
+    assert ("~", f"deployment {FLEET}/{name}") in {(c.sign, c.what) for c in deploy(one.config)}
+    assert configs_of(name) == [one.config, two.config]
+    assert deploy(one.config) == deploy_fleet(name, [one.config, two.config]) == []
+    one.rewrite(schedule={"monitor": "*/7 * * * *"})
+    with pytest.raises(ConfigError, match=rf"schedule\.monitor must be that of fleet {name}, got '\*/7 .*--fleet {name}"):
+        deploy(one.config)
+    one.rewrite(schedule={"monitor": "*/5 * * * *"})
+    with pytest.raises(ConfigError, match=f"--delete must be given all pipelines of fleet {name}, got it without {two.name}"):
+        deploy_fleet(name, [one.config], delete=True)
 
     left = deploy_fleet(name, [one.config])
     assert ("-", f"pipeline {two.name} of fleet {name}") in {(c.sign, c.what) for c in left}

@@ -392,6 +392,8 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ({"schedule__monitor": "@daily"}, r"schedule\.monitor: .*got '@daily'"),
     ({"schedule__sweep": "weekly"}, r"schedule\.sweep: .*got 'weekly'"),
     ({"alerts__notify": ["ops"]}, r"alerts\.notify: must name blocks as type/name, got 'ops'"),
+    ({"alerts__events": [], "alerts__retrain": True}, r"alerts: events must hold what retrain listens to, got none of drift"),
+    ({"alerts__events": ["gate.rejected"], "alerts__notify_on": ["drift.detected"]}, r"notify_on listens to, got none"),
     ({"alerts__notify": ["slack-webhook/ops"] * 2}, r"alerts\.notify: must not repeat a name, got slack-webhook/ops"),
     ({"schedule__timezone": "Mars/Olympus"}, r"schedule\.timezone: must be an IANA zone.*got 'Mars/Olympus'"),
     ({"source__timezone": "CEST-2"}, r"timezone: must be an IANA zone.*got 'CEST-2'"),
