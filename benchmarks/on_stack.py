@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -80,11 +78,7 @@ def kill_machine(process: psutil.Process) -> int:
 
 def call(stack: Stack, path: str, **body: Any) -> Any:
     """What the server answers to a POST of JSON."""
-    request = urllib.request.Request(
-        f"{stack.api}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)
+    return stack.ask(path, body)
 
 
 def every_page(stack: Stack, path: str, **body: Any) -> list[dict[str, Any]]:
@@ -108,8 +102,7 @@ def events(stack: Stack, **wanted: Any) -> list[dict[str, Any]]:
     answer = call(stack, "events/filter", filter=wanted, limit=50)
     found = answer["events"]
     while answer["next_page"]:
-        with urllib.request.urlopen(answer["next_page"], timeout=60) as page:
-            answer = json.load(page)
+        answer = stack.ask(answer["next_page"].removeprefix(f"{stack.api}/"))
         found += answer["events"]
     return found
 

@@ -41,7 +41,7 @@ ROWS = 200
 """Rows of each table that are looked at."""
 AFTER_WRITE = {"read", "race", "bytes", "clock"}
 """Promises of the store that rest on writing."""
-USER = re.compile(r"^(\w+://)?.*@", re.DOTALL)
+USER = re.compile(r"^([\w+.-]+://)?.*@", re.DOTALL)
 """What stands before the host in an address: a user, perhaps with a password."""
 
 
@@ -287,19 +287,32 @@ def _prefect(_config: PipelineConfig) -> str:
     return prefect_api()
 
 
+def without_user(address: str) -> str:
+    """An address as it may be shown: without user and password."""
+    return USER.sub(r"\1", address)
+
+
+def api_url() -> str | None:
+    """Address of the Prefect API, of the environment, a profile or a file: the one that runs and `deploy` use."""
+    from prefect.settings import PREFECT_API_URL
+
+    url: str | None = PREFECT_API_URL.value()
+    return url
+
+
 def prefect_api() -> str:
     """Whether the Prefect API can be reached.
 
     Raises:
         EverfreshError: it cannot.
     """
-    url = os.environ.get("PREFECT_API_URL")
+    url = api_url()
     if not url:
         home = os.environ.get("PREFECT_HOME", str(Path("~/.prefect").expanduser()))
         return f"no PREFECT_API_URL: each run starts a temporary server (about 10 s) and keeps its history in {home}"
     import httpx
 
-    shown = USER.sub(r"\1", url)
+    shown = without_user(url)
     try:
         httpx.get(f"{url.rstrip('/')}/health", timeout=5).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:  # most of which repeat the address, with its user
@@ -309,7 +322,7 @@ def prefect_api() -> str:
             case httpx.InvalidURL() | httpx.UnsupportedProtocol():
                 words = "it is no address of http or https"
             case _:
-                words = USER.sub(r"\1", str(error))
+                words = without_user(str(error))
         raise EverfreshError(
             f"PREFECT_API_URL must lead to a Prefect server, got {shown} ({words}). "
             "Start one with `prefect server start`, or unset it."

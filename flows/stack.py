@@ -1,11 +1,14 @@
 """``everfresh up``: what the loop runs on, on this machine: Prefect's server, two workers, a real S3 server.
 
 All of it listens on loopback and lives in one folder: data, logs, and `stack.json`, which tells others where it is. Nothing
-sends telemetry. It is for trials and development; `infra/` has the same for good.
+sends telemetry. Prefect's server asks for a password: what it takes, its workers run, and a web page in the browser reaches
+loopback too, by requests and by web sockets, which no rule about origins covers. It is for trials and development; `infra/`
+has the same for good.
 """
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -21,14 +24,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from everfresh.flows.supervise import Part, Supervisor
+from everfresh.flows.check import without_user
+from everfresh.flows.supervise import Part, Stopped, Supervisor
 from everfresh.tasks.errors import ConfigError, EverfreshError
 
 FOLDER = Path("run/stack")
@@ -57,7 +61,20 @@ class Stack(BaseModel):
     """Names of the work pools, by what they are for."""
     logs: str
     environment: dict[str, str]
-    """With which a process finds Prefect and S3, keys included: this file is for its owner's eyes only."""
+    """With which a process finds Prefect and S3, password and keys included: this file is for its owner's eyes only."""
+
+    @property
+    def password(self) -> str:
+        """Of Prefect's server, as its login page takes it."""
+        return self.environment["PREFECT_API_AUTH_STRING"]
+
+    def ask(self, path: str, body: Mapping[str, Any] | None = None, within: float = 60) -> Any:
+        """What Prefect's server answers to a GET, or to a POST of JSON where there is a body."""
+        headers = {"Authorization": f"Basic {base64.b64encode(self.password.encode()).decode()}"}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.api}/{path}", data, headers | {"Content-Type": "application/json"})  # noqa: S310 - ours
+        with urllib.request.urlopen(request, timeout=within) as answer:  # noqa: S310
+            return json.load(answer)
 
 
 def read_stack(folder: Path = FOLDER) -> Stack:
@@ -87,25 +104,27 @@ def run_stack(folder: Path, postgres: str | None, say: Callable[[str, str], None
     weed, database = _weed(), _database(postgres)
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # data and logs are as private as the keys
     with _alone(folder):
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
         stack = _plan(folder)
-        supervisor = Supervisor(folder / "logs", say)
+        supervisor = Supervisor(folder / "logs", say, stop)
         told = folder / "stack.json"
         try:
-            supervisor.start(_s3(folder, weed, stack), _server(stack, database))
-            _make_bucket(stack)
-            for pool in stack.pools.values():  # one after the other: two that make their pools at once lock SQLite
-                supervisor.start(_worker(stack, pool))
-            _write(folder / "env", "".join(f"export {k}={shlex.quote(v)}\n" for k, v in stack.environment.items()))
-            _write(told, stack.model_dump_json(indent=1))
-            say("up", f"Prefect {stack.ui} · S3 {stack.s3} · logs {stack.logs} · Ctrl-C ends all")
-            say(
-                "up", f"next: `make demo` in another terminal; or `source {os.path.relpath(folder)}/env`, and your own pipeline"
-            )
-            supervisor.keep(stop)
+            with suppress(Stopped):
+                supervisor.start(_s3(folder, weed, stack), _server(stack, database))
+                _make_bucket(stack)
+                for pool in stack.pools.values():  # one after the other: two that make their pools at once lock SQLite
+                    supervisor.start(_worker(stack, pool))
+                _write(folder / "env", "".join(f"export {k}={shlex.quote(v)}\n" for k, v in stack.environment.items()))
+                _write(told, stack.model_dump_json(indent=1))
+                here = os.path.relpath(folder)
+                say("up", f"Prefect {stack.ui} · S3 {stack.s3} · logs {stack.logs} · Ctrl-C ends all")
+                say("up", f"the login page of Prefect takes {stack.password}")
+                say("up", f"next: `make demo` in another terminal; or `source {here}/env`, and your own pipeline")
+                supervisor.keep()
             say("up", "ending …")
         finally:
             told.unlink(missing_ok=True)
@@ -116,7 +135,12 @@ def _plan(folder: Path) -> Stack:
     """Addresses and keys: those of the last time where there is one, so that what was stored is found again."""
     kept = folder / "kept.json"
     known: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-    keys = known.get("keys") or {"AWS_ACCESS_KEY_ID": "everfresh", "AWS_SECRET_ACCESS_KEY": secrets.token_urlsafe(24)}
+    keys = {
+        "AWS_ACCESS_KEY_ID": "everfresh",
+        "AWS_SECRET_ACCESS_KEY": secrets.token_urlsafe(24),
+        "PREFECT_API_AUTH_STRING": f"everfresh:{secrets.token_urlsafe(24)}",
+        **known.get("keys", {}),
+    }
     (ui,) = _ports([known.get("ui", USUAL_UI)])
     ports = _ports([*known.get("s3", [USUAL_S3, 0, 0, 0])], also=10_000)
     _write(kept, json.dumps({"keys": keys, "ui": ui, "s3": ports}))
@@ -148,8 +172,14 @@ def _plan(folder: Path) -> Stack:
 
 def _server(stack: Stack, database: Mapping[str, str]) -> Part:
     (Path(stack.environment["PREFECT_HOME"])).mkdir(parents=True, exist_ok=True)
-    own = {"PREFECT_SERVER_UI_API_URL": stack.api, "PREFECT_SERVER_LOGGING_LEVEL": "WARNING", **database}
     port = stack.ui.rpartition(":")[2]
+    own = {
+        "PREFECT_SERVER_UI_API_URL": stack.api,
+        "PREFECT_SERVER_API_AUTH_STRING": stack.password,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{stack.ui},http://localhost:{port}",
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        **database,
+    }
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
     healthy = f"{stack.api}/health"
     return Part("server", command, _environment(stack) | own, lambda: _answers(healthy) == 200, SERIOUS.search)
@@ -164,7 +194,7 @@ def _worker(stack: Stack, pool: str) -> Part:
     ]  # fmt: skip
     own = {"PREFECT_WORKER_QUERY_SECONDS": SECONDS_BETWEEN_LOOKS, "PREFECT_CLI_PROMPT": "false"}
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 4))}  # all of the stack shares this machine
-    return Part(f"{pool}-worker", command, threads | _environment(stack) | own, lambda: _alive(stack.api, pool, begun))
+    return Part(f"{pool}-worker", command, threads | _environment(stack) | own, lambda: _alive(stack, pool, begun))
 
 
 def _s3(folder: Path, weed: str, stack: Stack) -> Part:
@@ -213,14 +243,10 @@ def _answers(url: str) -> int | None:
         return None
 
 
-def _alive(api: str, pool: str, since: datetime) -> bool:
+def _alive(stack: Stack, pool: str, since: datetime) -> bool:
     """Whether a worker of the pool has told the server so since then."""
-    request = urllib.request.Request(  # noqa: S310 - our own http address
-        f"{api}/work_pools/{pool}/workers/filter", b"{}", {"Content-Type": "application/json"}, method="POST"
-    )
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
-            workers = json.load(answer)
+        workers = stack.ask(f"work_pools/{pool}/workers/filter", {}, within=5)
     except OSError:  # no such pool yet, the worker makes it
         return False
     return any(datetime.fromisoformat(worker["last_heartbeat_time"]) >= since for worker in workers)
@@ -262,7 +288,8 @@ def _database(address: str | None) -> dict[str, str]:
         return {}
     scheme, separator, rest = address.partition("://")
     if not separator or scheme not in {"postgres", "postgresql", "postgresql+asyncpg"}:
-        raise ConfigError(f"--postgres must be postgresql://user@host:port/database, got {address!r}. Correct it.")
+        shown = without_user(address)
+        raise ConfigError(f"--postgres must be postgresql://user@host:port/database, got {shown!r}. Correct it.")
     return {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{rest}"}
 
 

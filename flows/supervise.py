@@ -61,16 +61,21 @@ class _Running:
     again_at: float | None = None
 
 
+class Stopped(Exception):
+    """Told to stop while a part did not answer yet."""
+
+
 class Supervisor:
     """Runs parts in the order in which they are started, and ends them the other way round.
 
     Args:
         logs: folder of the logs, `<name>.log` each.
         say: told every line that people should see, with the name of the part it is from.
+        stop: set when it is time to end.
     """
 
-    def __init__(self, logs: Path, say: Callable[[str, str], None]) -> None:
-        self.logs, self.say = logs, say
+    def __init__(self, logs: Path, say: Callable[[str, str], None], stop: threading.Event) -> None:
+        self.logs, self.say, self.stop = logs, say, stop
         self.mark = uuid.uuid4().hex
         self.running: dict[str, _Running] = {}
         self._readers: list[threading.Thread] = []
@@ -82,6 +87,7 @@ class Supervisor:
 
         Raises:
             EverfreshError: one ended, or did not answer in time.
+            Stopped: it was told to stop.
         """
         for part in parts:
             log = _log_to(self.logs / f"{part.name}.log")
@@ -92,12 +98,13 @@ class Supervisor:
             while not part.ready():
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise self._not_ready(part, process.poll())
-                time.sleep(0.2)
+                if self.stop.wait(0.2):
+                    raise Stopped
             self.say(part.name, f"ready, process {process.pid}")
 
-    def keep(self, stop: threading.Event) -> None:
+    def keep(self) -> None:
         """Start again whatever dies, until told to stop."""
-        while not stop.wait(0.2):
+        while not self.stop.wait(0.2):
             for one in self.running.values():
                 self._look_after(one)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 
@@ -54,6 +55,20 @@ def test_postgres_is_reached_by_the_driver_that_prefect_has(given: str) -> None:
 def test_another_database_is_refused(given: str) -> None:
     with pytest.raises(ConfigError, match=r"--postgres must be postgresql://"):
         stack._database(given)
+
+
+def test_the_password_of_a_database_that_is_refused_is_not_shown() -> None:
+    with pytest.raises(ConfigError, match=r"got 'mysql\+pymysql://h/d'\. Correct it"):
+        stack._database("mysql+pymysql://me:hunter2@h/d")
+
+
+def test_a_folder_of_before_there_was_a_password_gets_one(tmp_path: Path) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "everfresh", "AWS_SECRET_ACCESS_KEY": "of-the-last-time"}
+    (tmp_path / "kept.json").write_text(json.dumps({"keys": keys}))
+    made = stack._plan(tmp_path)
+    assert made.environment["AWS_SECRET_ACCESS_KEY"] == "of-the-last-time"
+    assert len(made.password) > 30
+    assert stack._plan(tmp_path).password == made.password
 
 
 def test_a_folder_holds_one_stack(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from everfresh.flows.supervise import Part, Supervisor
+from everfresh.flows.supervise import Part, Stopped, Supervisor
 from everfresh.tasks.errors import EverfreshError
 
 WITHIN = 60.0
@@ -50,9 +50,9 @@ def marked(mark: str) -> list[int]:
 
 def test_a_part_that_dies_is_reported_and_started_again_and_all_end_with_what_they_left_behind(tmp_path: Path) -> None:
     said: list[tuple[str, str]] = []
-    supervisor = Supervisor(tmp_path / "logs", lambda name, line: said.append((name, line)))
     stop = threading.Event()
-    keeping = threading.Thread(target=supervisor.keep, args=(stop,))
+    supervisor = Supervisor(tmp_path / "logs", lambda name, line: said.append((name, line)), stop)
+    keeping = threading.Thread(target=supervisor.keep)
     try:
         supervisor.start(part(tmp_path, "a", LEAVES_ONE_BEHIND), part(tmp_path, "b"))
         keeping.start()
@@ -72,7 +72,7 @@ def test_a_part_that_dies_is_reported_and_started_again_and_all_end_with_what_th
 
 
 def test_a_part_that_ends_before_it_answers_is_an_error_with_its_last_words(tmp_path: Path) -> None:
-    supervisor = Supervisor(tmp_path / "logs", lambda name, line: None)
+    supervisor = Supervisor(tmp_path / "logs", lambda name, line: None, threading.Event())
     dies = part(tmp_path, "c", "import sys; sys.exit('the port is taken')")
     try:
         with pytest.raises(EverfreshError, match=r"c must answer .* ended with code 1, last words 'the port is taken'"):
@@ -81,17 +81,33 @@ def test_a_part_that_ends_before_it_answers_is_an_error_with_its_last_words(tmp_
         supervisor.end()
 
 
+def test_who_is_told_to_stop_does_not_wait_for_a_part_that_never_answers(tmp_path: Path) -> None:
+    stop = threading.Event()
+    supervisor = Supervisor(tmp_path / "logs", lambda name, line: None, stop)
+    never = part(tmp_path, "n", SERVES.replace(".touch()", ""))
+    telling = threading.Timer(1, stop.set)
+    telling.start()
+    begun = time.monotonic()
+    try:
+        with pytest.raises(Stopped):
+            supervisor.start(never)
+    finally:
+        supervisor.end()
+    assert time.monotonic() - begun < WITHIN
+    assert marked(supervisor.mark) == []
+
+
 def test_kill_9_of_the_supervisor_ends_everything(tmp_path: Path) -> None:
     code = f"""
 import os, sys, threading
 from pathlib import Path
 from everfresh.flows.supervise import Part, Supervisor
 sign = Path({str(tmp_path / "sign")!r})
-supervisor = Supervisor(Path({str(tmp_path)!r}), lambda name, line: None)
+supervisor = Supervisor(Path({str(tmp_path)!r}), lambda name, line: None, threading.Event())
 command = [sys.executable, "-c", {LEAVES_ONE_BEHIND!r}, str(sign)]
 supervisor.start(Part("d", command, dict(os.environ), sign.exists))
 print(supervisor.mark, flush=True)
-supervisor.keep(threading.Event())
+supervisor.keep()
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
