@@ -51,9 +51,7 @@ def announce(config: PipelineConfig, tick: Tick | None, what: Happening | None) 
         payload = {"pipeline": config.name, "window": tick.seq if tick else None, "words": words, **payload}
         event = Event(
             event=f"everfresh.{name}",
-            resource=Resource(
-                {"prefect.resource.id": f"everfresh.pipeline.{config.name}", "prefect.resource.name": config.name}
-            ),
+            resource=_about(config.name),
             payload=payload,
             related=[*_run(), *(_resource(config, role, id) for role, id in related.items())],
             id=uuid.uuid5(uuid.NAMESPACE_URL, store.url(told)),
@@ -74,13 +72,17 @@ def deliver(config: PipelineConfig) -> None:
         _tick_off(store, key, event)
 
 
-def tell_failure(config: PipelineConfig | None, words: str) -> None:
+def tell_failure(pipeline: str | None, words: str) -> None:
     """Tell that a deployed run ends failed; nothing of it stands in the store, which may be what failed.
 
     A `fine-tune` is left to the `retrain` that asked for it, and who runs a flow by hand reads it on the terminal.
+
+    Args:
+        pipeline: its name, or that of a fleet.
+        words: the cause in one sentence.
     """
     context = FlowRunContext.get()
-    if config is None or context is None or context.flow_run is None or context.flow_run.deployment_id is None:
+    if pipeline is None or context is None or context.flow_run is None or context.flow_run.deployment_id is None:
         return
     if context.flow is not None and context.flow.name == "fine-tune":
         return
@@ -88,16 +90,16 @@ def tell_failure(config: PipelineConfig | None, words: str) -> None:
     _send(
         Event(
             event="everfresh.run.failed",
-            resource=_about(config),
-            payload={"pipeline": config.name, "words": f"{run.name}: {words}", "run": str(run.id)},
+            resource=_about(pipeline),
+            payload={"pipeline": pipeline, "words": f"{run.name}: {words}", "run": str(run.id)},
             related=_run(),
             id=uuid.uuid5(run.id, str(run.run_count)),
         )
     )
 
 
-def _about(config: PipelineConfig) -> Resource:
-    return Resource({"prefect.resource.id": f"everfresh.pipeline.{config.name}", "prefect.resource.name": config.name})
+def _about(pipeline: str) -> Resource:
+    return Resource({"prefect.resource.id": f"everfresh.pipeline.{pipeline}", "prefect.resource.name": pipeline})
 
 
 def _tick_off(store: Store, key: str, event: Event) -> None:

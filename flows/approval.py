@@ -18,6 +18,7 @@ from uuid import UUID
 from prefect import get_client
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas import FlowRun
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.flow_runs import suspend_flow_run
@@ -57,11 +58,14 @@ class Approval(RunInput):
 
 
 def collect(config: PipelineConfig) -> None:
-    """Write down what was answered in forms: from here on all reads the store, whichever run this is."""
+    """Write down what was answered in forms: from here on all reads the store, whichever run this is.
+
+    Of questions that are too old too: Prefect takes an answer in time only, and the run may have begun late.
+    """
     if config.approval.ask is None:
         return
     store = open_pipeline(config)
-    for question in approvals.waiting(store):
+    for question in approvals.unanswered(store):
         if (run := _host(store, question)) is not None:
             _read(store, question, run)
 
@@ -175,14 +179,13 @@ def _read(store: Store, question: Question, run: UUID) -> Answer | None:
 
 
 def release_form(store: Store, question: Question, said: Answer) -> bool:
-    """Let the run that holds a question's form go on, after it was answered elsewhere; False if there is none."""
+    """Let the run that holds a question's form go on, after it was answered elsewhere; False if there is none that can."""
     run = _host(store, question)
     if run is None or not _is_paused(run):
         return False
     value = {"answer": "approve" if said.approved else "reject", "reason": said.reason, "by": said.by}
     with get_client(sync_client=True) as client:
-        client.resume_flow_run(run, run_input=value)
-    return True
+        return client.resume_flow_run(run, run_input=value).status == SetStateStatus.ACCEPT
 
 
 def _training_title(decision: Decision) -> str:

@@ -16,8 +16,10 @@ from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.states import Cancelling
 
 from everfresh.flows.declared import tags
 from everfresh.flows.fine_tune import UNTRAINABLE, fine_tune
@@ -104,7 +106,11 @@ def _ended(config: PipelineConfig, tick: Tick, rung: Rung, start: Candidate | No
         while run is None or _is_over(run):  # a number may be taken by a run that is older than the server's history
             run, number = _start(config, parameters, name, number), number + 1
         log.info("%s is trained on pool %s, by run %s", rung, config.deploy.gpu_pool, run.name)
-        return _waited(client, run, config)
+        try:
+            return _waited(client, run, config)
+        except BaseException:
+            _cancelled_too(client, run)
+            raise
 
 
 def _start(config: PipelineConfig, parameters: dict[str, Any], name: str, number: int) -> FlowRun:
@@ -151,6 +157,19 @@ def _waited(client: SyncPrefectClient, run: FlowRun, config: PipelineConfig) -> 
                 config.deploy.gpu_pool,
             )
         time.sleep(POLL)
+
+
+def _cancelled_too(client: SyncPrefectClient, child: FlowRun) -> None:
+    """Cancel the run on the pool if a person is cancelling this one; if this one dies of anything else, the next finds it."""
+    own = FlowRunContext.get()
+    if own is None or own.flow_run is None:
+        return
+    try:
+        state = client.read_flow_run(own.flow_run.id).state
+        if state is not None and (state.is_cancelling() or state.is_cancelled()):
+            client.set_flow_run_state(child.id, Cancelling(message=f"{own.flow_run.name} was cancelled."))
+    except (httpx.HTTPError, PrefectHTTPStatusError) as gone:
+        log.warning("whether %s is to be cancelled cannot be asked: %s", child.name, gone)
 
 
 def _raise_if_bad(config: PipelineConfig, ended: State) -> None:

@@ -39,13 +39,21 @@ def in_one_sentence(work: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             if not isinstance(error, EverfreshError):
                 get_run_logger().exception("an error that is not meant to be")
-            tell_failure(next((a for a in (*args, *kwargs.values()) if isinstance(a, PipelineConfig)), None), sentence(error))
+            tell_failure(_about(parameters.bind(*args, **kwargs)), sentence(error))
             failed: Any = Failed(message=sentence(error), data=error)
             return cast(R, failed)
 
     # Prefect makes a model of the parameters in the names that the function knows: those of the work, not of this module.
-    told.__signature__ = inspect.signature(work, eval_str=True)  # type: ignore[attr-defined]
+    parameters = inspect.signature(work, eval_str=True)
+    told.__signature__ = parameters  # type: ignore[attr-defined]
     return told
+
+
+def _about(called: inspect.BoundArguments) -> str | None:
+    """The pipeline, or the fleet, that a flow was called for."""
+    called.apply_defaults()
+    config, name = called.arguments.get("config"), called.arguments.get("name")
+    return config.name if isinstance(config, PipelineConfig) else name
 
 
 def sentence(error: BaseException) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
+
 from prefect import flow
+from prefect.runtime import flow_run
 
 from everfresh.flows.alerts import announce
 from everfresh.flows.outcome import in_one_sentence
@@ -14,7 +17,7 @@ from everfresh.tasks.records import AliasMove
 @flow(name="rollback", flow_run_name="{config.name} · rollback", persist_result=False)
 @in_one_sentence
 def rollback(config: PipelineConfig, to: int | None = None, reason: str = "") -> AliasMove:
-    """Move the champion back to version `to`, or to the one before.
+    """Move the champion back to version `to`, or to the one before; once, however often the run is started again.
 
     Args:
         config: the pipeline.
@@ -24,6 +27,6 @@ def rollback(config: PipelineConfig, to: int | None = None, reason: str = "") ->
     Returns:
         The move that was made.
     """
-    move = steps.rollback(config, to, reason)
+    move = steps.rollback(config, to, reason, uuid.UUID(flow_run.id).hex)
     announce(config, None, move)
     return move

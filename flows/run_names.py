@@ -16,6 +16,8 @@ from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.records import DriftReport, JournalEntry
 
 log = logging.getLogger(__name__)
+TAGGED = 20
+"""Windows of a run that tags name, the last ones: each is a resource of the run's events, which have 100 at most."""
 NAMED_WITHIN = 20.0
 """Seconds; a name is no reason to hold up a run longer."""
 
@@ -33,8 +35,8 @@ def name_retraining(config: PipelineConfig, entries: Sequence[JournalEntry], *, 
         config.name,
         [*words, "waits for approval" if waits else outcome(last)],
         [
-            *(f"window:{entry.seq}" for entry in entries),
-            *(f"release:v{entry.version}" for entry in entries if entry.version is not None),
+            *(f"window:{entry.seq}" for entry in entries[-TAGGED:]),
+            *(f"release:v{entry.version}" for entry in entries[-TAGGED:] if entry.version is not None),
             *(["drift"] if alarmed else []),
             *(["rejected"] if last.failed_gates else []),
             *(["waits"] if waits else []),

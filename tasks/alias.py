@@ -25,7 +25,7 @@ Change = Callable[[AliasMove, AliasMove, Sequence[AliasMove]], dict[str, Any]]
 """What a move changes, from the move that the person saw, the last one of now, and all of them."""
 
 
-def rollback(store: Store, to: int | None = None, *, reason: str = "", by: str | None = None) -> AliasMove:
+def rollback(store: Store, to: int | None = None, *, reason: str = "", by: str | None = None, request: str = "") -> AliasMove:
     """Move the champion back, bar the release it leaves, and pin the alias until ``unpin``.
 
     Args:
@@ -33,6 +33,7 @@ def rollback(store: Store, to: int | None = None, *, reason: str = "", by: str |
         to: version to go back to; if None the last champion before this one, or the one that a promotion replaced.
         reason: for the history.
         by: who; the user's name if None.
+        request: the id that the move is to have; who asks again under it gets the move that was made then.
 
     Raises:
         ReleaseError: there is no such version, it was retired, or there is nothing to go back to.
@@ -58,7 +59,7 @@ def rollback(store: Store, to: int | None = None, *, reason: str = "", by: str |
         barred = tuple(dict.fromkeys(release for release in left if release != goal.release))
         return {"release": goal.release, "version": goal.version, "pinned": True, "barred": barred}
 
-    return _move_champion(store, "rollback", target, reason, by)
+    return _move_champion(store, "rollback", target, reason, by, request)
 
 
 def _before(seen: AliasMove, history: Sequence[AliasMove]) -> list[AliasMove]:
@@ -271,7 +272,7 @@ def unpin(store: Store, *, reason: str = "", by: str | None = None) -> AliasMove
 ByHand = Literal["rollback", "pin", "unpin", "promote", "retire", "restore"]
 
 
-def _move_champion(store: Store, kind: ByHand, change: Change, reason: str, by: str | None) -> AliasMove:
+def _move_champion(store: Store, kind: ByHand, change: Change, reason: str, by: str | None, request: str = "") -> AliasMove:
     """Create the next move from the last one, again if somebody was faster: a person's word must not be lost."""
     log = champion_moves(store)
     seen: AliasMove | None = None
@@ -279,9 +280,11 @@ def _move_champion(store: Store, kind: ByHand, change: Change, reason: str, by: 
         head = log.last()
         if head is None:
             raise ReleaseError(f"{kind}: there must be a champion, got none. Run a first window or `everfresh adopt`.")
-        seen = seen or head
-        update = {"seq": head.seq + 1, "id": uuid.uuid4().hex, "kind": kind, "by": by or user(), "reason": reason}
-        move = head.model_copy(update=update | {"at": store.now(), "evaluation": ""} | change(seen, head, list(log)))
+        seen, history = seen or head, list(log)
+        if (made := next((move for move in history if move.id == request), None)) is not None:
+            return made
+        update = {"seq": head.seq + 1, "id": request or uuid.uuid4().hex, "kind": kind, "by": by or user(), "reason": reason}
+        move = head.model_copy(update=update | {"at": store.now(), "evaluation": ""} | change(seen, head, history))
         if log.append(move.seq, move):
             return move
     raise _restless(kind, CHAMPION)

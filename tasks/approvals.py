@@ -19,6 +19,8 @@ from everfresh.tasks.records import Answer, Decision, JournalEntry, Question, Th
 from everfresh.tasks.store import Store
 
 FOLDER = "approvals"
+SCHEDULED = "tick"
+"""In the name of a question, in the place of the request of a tick that nobody forced."""
 RECENT = 20
 """Ticks before this one whose costs tell what a rung is expected to cost."""
 
@@ -51,7 +53,7 @@ def ask(store: Store, tick: Tick, stage: Stage, title: str, words: str, hours: f
 
 def identity(tick: Tick, stage: Stage, proof: str = "") -> str:
     """What a question is called."""
-    return f"{tick.seq:08d}-{tick.request or 'tick'}-{stage}{f'-{proof[:12]}' if proof else ''}"
+    return f"{tick.seq:08d}-{tick.request or SCHEDULED}-{stage}{f'-{proof[:12]}' if proof else ''}"
 
 
 def answer(store: Store, question: Question, *, approved: bool, by: str, reason: str, through: Through) -> Answer:
@@ -79,8 +81,10 @@ def given(store: Store, tick: Tick, proof: str = "") -> tuple[Answer, ...]:
 def pending(store: Store) -> list[Question]:
     """The last question of each tick that is not over, answered or not, oldest first."""
     last: dict[tuple[int, str], Question] = {}
+    over = scheduled(store).last_seq()
     for item in store.list(FOLDER):
-        if item.key.endswith("/asked.json"):
+        seq, request = item.key.split("/")[1].split("-")[:2]
+        if item.key.endswith("/asked.json") and (request != SCHEDULED or int(seq) > over):  # reads what is open, not history
             question = Question.from_bytes(store.get(item.key), store.url(item.key))
             before = last.get((question.seq, question.request))
             if before is None or before.asked_at <= question.asked_at:
@@ -90,8 +94,12 @@ def pending(store: Store) -> list[Question]:
 
 def waiting(store: Store) -> list[Question]:
     """The questions that are open, oldest first."""
-    open_ones = (q for q in pending(store) if not store.exists(f"{FOLDER}/{q.id}/answer.json"))
-    return [q for q in open_ones if store.now() < q.expires_at]
+    return [q for q in unanswered(store) if store.now() < q.expires_at]
+
+
+def unanswered(store: Store) -> list[Question]:
+    """The questions without an answer that is written down, those that are too old for one too; oldest first."""
+    return [q for q in pending(store) if not store.exists(f"{FOLDER}/{q.id}/answer.json")]
 
 
 def answered(store: Store) -> Tick | None:

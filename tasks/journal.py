@@ -119,7 +119,18 @@ def unfinished(store: Store, seq: int, wish: Wish) -> Tick | None:
     listed = takewhile(lambda i: i.key.startswith(prefix), store.list("ticks", after=prefix))
     ticks = [Tick.from_bytes(store.get(i.key)) for i in listed if not i.key.endswith("-tick.json")]
     asked = [t for t in ticks if t.fulfils(wish)]
-    return next((t for t in asked if not store.exists(f"journal/{t.seq:08d}-{t.request}.json")), None)
+    return next((t for t in asked if not store.exists(key_of(t))), None)
+
+
+def requested(store: Store, request: str) -> Tick | None:
+    """The tick that was begun for a request, whatever window was the newest then."""
+    found = (find(store, item.key, Tick) for item in store.list("ticks") if item.key.endswith(f"-{request}.json"))
+    return next(found, None)
+
+
+def key_of(tick: Tick) -> str:
+    """Where the journal entry of a tick stands once it is over."""
+    return f"journal/{tick.seq:08d}-{tick.request or 'tick'}.json"
 
 
 def begin(store: Store, tick: Tick) -> Tick:
@@ -223,7 +234,7 @@ def tried_rung(candidate: Candidate, evaluation: Evaluation | None, before: Cost
 def end(store: Store, tick: Tick, entry: JournalEntry) -> JournalEntry:
     """Write the entry; returns that of another run if it was first."""
     if tick.request:
-        return settle(store, f"journal/{tick.seq:08d}-{tick.request}.json", entry)
+        return settle(store, key_of(tick), entry)
     journal = scheduled(store)
     journal.append(tick.seq, entry)
     return journal.entry(tick.seq) or entry

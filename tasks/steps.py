@@ -120,9 +120,11 @@ def watched_window(config: PipelineConfig) -> Tick | None:
 def forced_window(config: PipelineConfig, request: str, wish: Wish) -> Tick | None:
     """Where a tick sets out from that a person forces, on the newest window that was treated or on one that they name.
 
-    One that was forced in the same words and died before its end is gone on with.
+    One that was forced in the same words and died before its end is gone on with; a request that was treated is over.
     """
     store = open_pipeline(config)
+    if (begun := journal.requested(store, request)) is not None:
+        return None if store.exists(journal.key_of(begun)) else begun
     newest = journal.scheduled(store).last_seq()
     if wish.last_window is not None and wish.last_window > newest:
         raise DataError(
@@ -279,9 +281,9 @@ def end_tick(config: PipelineConfig, tick: Tick, entry: JournalEntry) -> Journal
 
 
 @step("rollback")
-def rollback(config: PipelineConfig, to: int | None, reason: str) -> AliasMove:
-    """Move the champion back."""
-    return alias.rollback(open_pipeline(config), to, reason=reason)
+def rollback(config: PipelineConfig, to: int | None, reason: str, request: str) -> AliasMove:
+    """Move the champion back, once for a request."""
+    return alias.rollback(open_pipeline(config), to, reason=reason, request=request)
 
 
 @step("sweep")

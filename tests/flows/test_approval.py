@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from prefect import get_client
 from support.prefect_server import PrefectServer
 from support.stream import AGED, Pipeline
 
@@ -88,6 +90,22 @@ def test_a_question_that_nobody_answers_counts_as_rejected(pipeline: Pipeline) -
     entry = tick(pipeline)
     assert (entry.failed_gates, entry.version) == (("approval",), None)
     assert [(a.by, a.through) for a in entry.answers] == [("nobody", "expiry")]
+
+
+def test_a_form_that_was_filled_in_in_time_counts_though_the_run_goes_on_late(pipeline: Pipeline) -> None:
+    asking(pipeline, "before_publishing")
+    assert retrain(pipeline.config) == []
+    question = asked(pipeline)
+    filled = {"answer": "approve", "reason": "fine", "by": "ada"}
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(retrain, parameters={"config": pipeline.config})
+        client.create_flow_run_input(run.id, f"suspended-{question.id.replace('_', '-')}-response", json.dumps(filled))
+    pipeline.store.put(f"approvals/{question.id}/form.json", json.dumps({"run": str(run.id)}).encode())
+    passed = question.model_copy(update={"expires_at": question.asked_at})
+    pipeline.store.put(f"approvals/{question.id}/asked.json", passed.to_bytes())
+    entry = tick(pipeline)
+    assert [(a.by, a.approved, a.through) for a in entry.answers] == [("ada", True, "form")]
+    assert entry.version == 3
 
 
 def test_a_forced_tick_waits_too_and_any_later_run_goes_on_with_it(pipeline: Pipeline) -> None:

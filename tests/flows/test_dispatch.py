@@ -21,7 +21,7 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.flow_engine import run_flow
-from prefect.states import Crashed, Failed, Pending
+from prefect.states import Cancelling, Crashed, Failed, Pending
 from support.operations import working
 from support.prefect_server import PrefectServer
 from support.stream import Pipeline, make_pipeline
@@ -151,7 +151,7 @@ def test_a_run_by_hand_without_a_gpu_pool_needs_no_slot(sent: Pipeline) -> None:
         client.set_flow_run_state(run.id, Pending())
         started = client.read_flow_run(run.id)
     ended = run_flow(fine_tune, flow_run=started, parameters={**started.parameters}, return_type="state")
-    assert "Concurrency limits" not in str(ended.message)
+    assert ended.is_completed(), ended.message
 
 
 @pytest.mark.slow
@@ -172,6 +172,24 @@ def test_a_retrain_that_is_killed_finds_the_run_that_it_began(sent: Pipeline, se
         assert subprocess.run(command, env=server.environment(), timeout=WITHIN).returncode == 0
     assert len(runs(sent, "fine-tune")) == 1
     assert [move.version for move in champion_moves(sent.store)] == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_who_cancels_a_retraining_cancels_its_training(sent: Pipeline, server: PrefectServer, tmp_path: Path) -> None:
+    sent.rewrite(fine_tune={"epochs": 2_000})
+    deploy(sent.config)
+    with working(server, str(sent.config.deploy.gpu_pool), tmp_path), working(server, sent.config.deploy.pool, tmp_path):
+        parent = run_deployment(f"retrain/{sent.name}", timeout=0)
+        deadline = time.monotonic() + WITHIN
+        while not any(run.state and run.state.is_running() for run in runs(sent, "fine-tune")):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(parent.id, Cancelling())
+        [child] = runs(sent, "fine-tune")
+        assert [ended(sent, run).state_name for run in (parent, child)] == ["Cancelled", "Cancelled"]
+    assert champion_moves(sent.store).last() is None
 
 
 @given(st.integers(1, 9), st.text(max_size=4), st.sampled_from(["full", "pretrained"]), st.integers(1, 50))

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from prefect import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.deployments import run_deployment
+from prefect.flow_engine import run_flow
+from prefect.states import Pending
 from support.prefect_server import PrefectServer
 from support.stream import AGED, Pipeline, make_pipeline
 
@@ -84,7 +87,9 @@ def configs_of(name: str) -> list[PipelineConfig]:
     return [parse_config(each) for each in made.parameters["configs"]]
 
 
-def test_a_fleet_has_the_schedule_and_its_pipelines_have_none(fleet: tuple[str, Pipeline, Pipeline]) -> None:
+def test_a_fleet_has_the_schedule_and_its_pipelines_have_none(
+    fleet: tuple[str, Pipeline, Pipeline], server: PrefectServer
+) -> None:
     name, one, two = fleet
     both = [one.config, two.config]
     planned = {(c.sign, c.what) for c in deploy_fleet(name, both, dry_run=True)}
@@ -105,6 +110,14 @@ def test_a_fleet_has_the_schedule_and_its_pipelines_have_none(fleet: tuple[str, 
         deploy_fleet(f"{name}-2", [one.config])
     with pytest.raises(ConfigError, match=f"--fleet must be a name that no pipeline has, got {one.name}"):
         deploy_fleet(one.name, [two.config.model_copy(update={"name": "other"})])
+
+    run = run_deployment(f"{FLEET}/{name}", parameters={"configs": [{"name": "wrong", "store": "x"}]}, timeout=0)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run.id, Pending())
+        run = client.read_flow_run(run.id)
+    assert run_flow(monitor_all, flow_run=run, parameters={**run.parameters}, return_type="state").is_failed()
+    [event] = server.events(name, "everfresh.run.failed")
+    assert "1 of 1 pipelines failed" in event["payload"]["words"]
 
     one.rewrite(drift={"min_effect": 0.3})
     assert ("~", f"deployment {FLEET}/{name}") in {(c.sign, c.what) for c in deploy(one.config)}

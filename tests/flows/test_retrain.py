@@ -19,11 +19,11 @@ from everfresh.flows.replay import replay
 from everfresh.flows.retrain import retrain
 from everfresh.flows.rollback import rollback
 from everfresh.flows.rungs import advice
-from everfresh.tasks import alias, decide, publish
+from everfresh.tasks import alias, decide, journal, publish, steps
 from everfresh.tasks.errors import DataError, DigestMismatch, ObjectMissing, ReleaseError, StoreError
 from everfresh.tasks.journal import scheduled
 from everfresh.tasks.ledger import champion_moves, find, stream
-from everfresh.tasks.records import AliasMove, DriftReport, Evaluation, Release
+from everfresh.tasks.records import AliasMove, DriftReport, Evaluation, Release, Wish
 from everfresh.tasks.store import FolderStore
 
 
@@ -98,6 +98,21 @@ def test_what_the_policy_has_just_retrained_on_is_not_forced_again(pipeline: Pip
     pipeline.arrives(3, AGED)
     [entry] = retrain(pipeline.config, force=True, reason="to be sure")
     assert (entry.seq, entry.request, entry.decision.triggers) == (3, "", ("new_samples",))
+
+
+def test_a_forced_run_that_is_started_again_goes_on_with_its_own_window(pipeline: Pipeline) -> None:
+    """Not with the one that came in meanwhile; and once its tick is over nothing is left to force."""
+    pipeline.rewrite(policy={"triggers": []})
+    wish = Wish(reason="lens", rung="head")
+    begun = steps.forced_window.fn(pipeline.config, "f0", wish)
+    assert begun is not None
+    assert begun.seq == 2
+    pipeline.arrives(3)
+    [newer] = retrain(pipeline.config)
+    assert newer.seq == 3
+    assert steps.forced_window.fn(pipeline.config, "f0", wish) == begun
+    pipeline.store.put(journal.key_of(begun), b"{}")
+    assert steps.forced_window.fn(pipeline.config, "f0", wish) is None
 
 
 def test_status_tells_of_a_forced_tick(pipeline: Pipeline) -> None:
@@ -208,6 +223,23 @@ def test_rollback_goes_back_pins_and_tells(pipeline: Pipeline, server: PrefectSe
         "words": f"{pipeline.name}: the champion went back to v1 by {move.by}: wrong on sevens.",
     }  # fmt: skip
     assert server.every_event(pipeline.name) == ["everfresh.champion.rolled-back"]  # the replay emitted none
+
+
+def test_a_rollback_whose_answer_is_lost_goes_back_once(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline.rewrite(policy={"ladder": ["head"]}, gates=[{"kind": "floor", "minimum": 0.3}])
+    retrain(pipeline.config, force=True, rung="head")
+    real, lost = FolderStore.create, []
+
+    def create(self: FolderStore, key: str, data: bytes) -> bool:
+        made = real(self, key, data)
+        if "aliases/champion/" in key and not lost:
+            lost.append(key)
+            raise StoreError("the connection was lost")
+        return made
+
+    monkeypatch.setattr(FolderStore, "create", create)
+    assert rollback(pipeline.config).version == 2
+    assert [(move.kind, move.version) for move in champion_moves(pipeline.store)][-2:] == [("publish", 3), ("rollback", 2)]
 
 
 def test_a_rollback_that_cannot_be_fails_the_flow_with_its_sentence(pipeline: Pipeline) -> None:

@@ -59,9 +59,7 @@ def play(store: Store, config: PipelineConfig) -> None:
             run_window(store, config)
         except NothingNew:
             break
-    head = champion_moves(store).last()
-    if head is not None and head.kind != "rollback":
-        alias.rollback(store, reason="odd", by="ana")
+    alias.rollback(store, reason="odd", by="ana", request="odd")
 
 
 def in_child(work: Callable[..., None], *arguments: Any) -> int:

@@ -58,6 +58,15 @@ def test_only_the_last_question_of_a_tick_that_is_not_over_waits(folder_store: F
     assert approvals.waiting(folder_store) == [other]
 
 
+def test_questions_of_windows_that_are_over_are_not_read(folder_store: FolderStore) -> None:
+    for seq in range(1, 6):
+        ask(folder_store, tick(seq))
+        folder_store.put(f"journal/{seq:08d}-tick.json", b"{}")
+        folder_store.put(f"approvals/{seq:08d}-tick-before_training/asked.json", b"not even a question")
+    open_one = ask(folder_store, tick(6))
+    assert approvals.waiting(folder_store) == [open_one]
+
+
 def test_a_question_is_picked_by_its_window(folder_store: FolderStore) -> None:
     asked = [ask(folder_store, tick(3)), ask(folder_store, tick(4)), ask(folder_store, tick(4, "f1"))]
     assert approvals.pick(asked[:1], None) == asked[0]
