@@ -31,7 +31,7 @@ demo: .venv/.installed ## beside `make up`: drift arrives and is answered, with 
 	@$(BIN)/everfresh demo-live
 
 test: .venv/.installed ## the whole suite, under 10 minutes on 2 cores
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 screenshots: .venv/.installed ## the pictures of the Prefect UI in docs/, as the tests see it
 	@EVERFRESH_SCREENSHOTS=$(CURDIR)/docs OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 0 -m slow tests/integration/test_ui_operations.py
