@@ -5,15 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from email import message_from_bytes, policy
+from email.message import EmailMessage
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import SMTP, Envelope, Session
 from prefect.events.schemas.automations import AutomationCore
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed
 from support.deployed import deployed, happening, sign_of_life
-from support.prefect_server import PrefectServer
+from support.prefect_server import PrefectServer, free_port
 from support.receiver import Receiver, running_receiver
 from support.stream import Pipeline, make_pipeline
 
@@ -204,6 +208,62 @@ def test_an_event_that_no_server_takes_waits_for_the_next_tick_and_is_told_once(
     [event] = server.events(made.name, "everfresh.approval.asked")
     assert event["payload"]["words"] == "May it train?"
     assert server.every_event(made.name) == ["everfresh.approval.asked"]
+
+
+@pytest.fixture
+def mailbox() -> Iterator[tuple[str, list[EmailMessage]]]:
+    """A mail server on loopback, by its address, and what has arrived."""
+    arrived: list[EmailMessage] = []
+
+    class Keeps:
+        async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd's name
+            arrived.append(message_from_bytes(envelope.content or b"", policy=policy.default))
+            return "250 OK"
+
+    controller = Controller(Keeps(), hostname="127.0.0.1", port=free_port())
+    controller.start()
+    yield f"smtp://127.0.0.1:{controller.port}", arrived
+    controller.stop()
+
+
+@pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # Apprise, which sends
+def test_an_alert_reaches_a_person_by_mail(
+    tmp_path: Path, server: PrefectServer, mailbox: tuple[str, list[EmailMessage]]
+) -> None:
+    address, arrived = mailbox
+    name = f"mailed-{uuid4().hex[:8]}"
+    make_channel(name, webhook=None, slack=mail_address("ops@example.org", address), test=True)
+    [first] = arrived
+    assert (first["To"], first["Subject"]) == ("ops@example.org", "everfresh · test")
+    told = make_pipeline(tmp_path, name, alerts={"notify": [f"slack-webhook/{name}"]})
+    with deployed(told.config, server.ui):
+        happening(told.config, "drift.detected", ago=0, words="it moved")
+        deadline = time.monotonic() + 60
+        while len(arrived) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert arrived[1]["Subject"] == f"{name} · drift"
+    assert "it moved" in arrived[1].get_body(("plain",)).get_content()
+
+
+@pytest.mark.slow
+def test_a_schedule_that_has_not_ticked_is_told(tmp_path: Path, server: PrefectServer, receiver: Receiver) -> None:
+    name = f"missed-{uuid4().hex[:8]}"
+    make_channel(name, webhook=receiver.address, slack=None)
+    schedule, alerts = {"monitor": "*/5 * * * *"}, {"notify": [f"custom-webhook/{name}"]}
+    told = make_pipeline(tmp_path, name, schedule=schedule, alerts=alerts)
+
+    def hurried(one: AutomationCore) -> AutomationCore:
+        within = {"within": timedelta(seconds=20)} if "schedule.missed" in one.name else {}
+        return one.model_copy(update={"trigger": one.trigger.model_copy(update=within)})
+
+    with deployed(told.config, server.ui, hurried) as there:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:  # it ticks
+            there.begin(there.run_of("monitor"))
+            time.sleep(5)
+        assert receiver.messages == []
+        [body, *_] = receiver.waits_for(f"{name} · a schedule has not ticked")
+        assert body.startswith(f"monitor of {name} has not run for 10 minutes, although its schedule is */5 * * * *.")
 
 
 def test_a_mail_server_and_an_address_are_what_apprise_sends_to() -> None:

@@ -86,12 +86,18 @@ def _own(home: Path) -> dict[str, str]:
     }
 
 
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 @contextmanager
 def running_server(home: Path) -> Iterator[PrefectServer]:
     """Start a server and wait until it is healthy; end it by its id."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = PrefectServer(home, port)
     home.mkdir(parents=True, exist_ok=True)
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
