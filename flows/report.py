@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -57,18 +58,29 @@ def met(entry: JournalEntry) -> float | None:
     return entry.estimated_accuracy if entry.measured_accuracy is None else entry.measured_accuracy
 
 
-def frozen(entries: Sequence[JournalEntry]) -> list[float | None]:
+def met_by(entries: Sequence[JournalEntry], moves: Sequence[AliasMove]) -> list[str | None]:
+    """The champion from which each tick set out, whatever the order in which the ticks are given.
+
+    A forced tick may go back to an old window long after newer ones, and people move the champion between ticks.
+    """
+    ends = [((e.finished_at, e.seq), e.champion) for e in entries]  # by window too: S3's clock has whole seconds
+    by_hand = [((m.at, 0), m.release) for m in moves if m.kind != "publish"]
+    changes = sorted([*ends, *by_hand], key=lambda change: change[0])
+    places = [bisect_left(changes, (e.started_at, e.seq), key=lambda change: change[0]) for e in entries]
+    return [changes[place - 1][1] if place else None for place in places]
+
+
+def frozen(entries: Sequence[JournalEntry], moves: Sequence[AliasMove]) -> list[float | None]:
     """Accuracy of the first version on each window, as far as the store tells it.
 
     It does where version 1 was champion when the window came, and where a challenger was compared with it.
     """
-    first = next((e.champion for e in entries if e.champion), None)
-    before: list[str | None] = [None, *(e.champion for e in entries[:-1])]
+    first = moves[0].release if moves else None
     found: list[float | None] = []
-    for entry, champion in zip(entries, before, strict=False):  # before the first tick there is one more
-        if champion is None and entry.champion == first and first is not None:
+    for entry, champion in zip(entries, met_by(entries, moves), strict=True):
+        if champion is None and entry.release == first and first is not None:
             found.append(entry.challenger_accuracy)  # the window that version 1 was made of
-        elif champion == first:
+        elif champion == first and first is not None:
             compared = without_it(entry)
             found.append(met(entry) if compared is None or entry.measured_accuracy is not None else compared)
         else:
@@ -76,23 +88,19 @@ def frozen(entries: Sequence[JournalEntry]) -> list[float | None]:
     return found
 
 
-def retrainings(entries: Sequence[JournalEntry]) -> list[Retraining]:
-    """Every tick that trained, newest first, with what its release has been worth so far."""
+def retrainings(entries: Sequence[JournalEntry], moves: Sequence[AliasMove]) -> list[Retraining]:
+    """Every tick that trained, the newest window first, with what its release has been worth so far."""
     made = []
-    for place, entry in enumerate(entries):
+    champions = met_by(entries, moves)
+    for entry in entries:
         if not entry.tried:
             continue
-        served = _served(entry, entries[place + 1 :]) if entry.version is not None else []
+        served = [e for e, champion in zip(entries, champions, strict=True) if champion and champion == entry.release]
+        scheduled = [e for e in served if not e.request] if entry.version is not None else []
         gain = entry.gain.value if entry.gain else None
-        right = None if gain is None or not served else gain * sum(e.samples for e in served)
-        made.append(Retraining(entry, outcome(entry), without_it(entry), len(served), right))
+        right = None if gain is None or not scheduled else gain * sum(e.samples for e in scheduled)
+        made.append(Retraining(entry, outcome(entry), without_it(entry), len(scheduled), right))
     return made[::-1]
-
-
-def _served(entry: JournalEntry, later: Sequence[JournalEntry]) -> list[JournalEntry]:
-    """The scheduled windows that a release met as champion."""
-    champions = [entry.champion, *(e.champion for e in later)]
-    return [e for before, e in zip(champions, later, strict=False) if before == entry.release and not e.request]
 
 
 def page(name: str, where: str, store: Store, at: datetime, without: str = "") -> str:
@@ -106,7 +114,7 @@ def page(name: str, where: str, store: Store, at: datetime, without: str = "") -
         without: a replay whose champion's accuracy stands for a model that nobody kept fresh; empty: what the store tells.
     """
     entries, moves = history(store)
-    left = [e.measured_accuracy for e in _of_replay(store, entries, without)] if without else frozen(entries)
+    left = [e.measured_accuracy for e in _of_replay(store, entries, without)] if without else frozen(entries, moves)
     environment = Environment(loader=PackageLoader("everfresh.flows"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["share"] = share
     environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.1%}"
@@ -122,7 +130,7 @@ def page(name: str, where: str, store: Store, at: datetime, without: str = "") -
         picture=Picture(entries, left),
         without=without,
         known=sum(value is not None for value in left),
-        trained=retrainings(entries),
+        trained=retrainings(entries, moves),
         outcome=outcome,
         met=met,
         alarms=sum(e.alarm for e in entries),

@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import re
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support.entries import entry, keep, move
+from support.entries import NOON, entry, keep, move
 from typer.testing import CliRunner
 
 from everfresh.flows.cli import app
-from everfresh.flows.report import frozen, met, page, retrainings
+from everfresh.flows.report import frozen, met, met_by, page, retrainings
 from everfresh.tasks.catalogue import pipelines
 from everfresh.tasks.ledger import champion_moves
-from everfresh.tasks.records import Cost, Decision, Interval, JournalEntry, TriedRung
+from everfresh.tasks.records import AliasMove, Cost, Decision, Interval, JournalEntry, TriedRung
 from everfresh.tasks.store import FolderStore, Store
 
 AT = datetime(2026, 2, 1, tzinfo=UTC)
 RETRAIN = Decision(action="retrain", reasons=("<b>drift</b> & loss",), triggers=("drift",))
 
 
-def released(seq: int, version: int, gain: float, right: float) -> JournalEntry:
+FIRST = move(1).model_copy(update={"release": "r1"})
+
+
+def back(hours: float, seq: int = 3) -> AliasMove:
+    """A person goes back to version 1."""
+    return FIRST.model_copy(update={"seq": seq, "kind": "rollback", "at": NOON + timedelta(hours=hours)})
+
+
+def released(seq: int, version: int, gain: float, right: float, **fields: Any) -> JournalEntry:
     """A tick that made a champion, after one that was `gain` worse."""
     tried = TriedRung(rung="head", candidate=f"c{seq}", weights_sha256="0" * 64, tune_accuracy=right, cost=Cost(seconds=3))
     return entry(
         seq, decision=RETRAIN, alarm=True, score=0.4, tried=(tried,), version=version, release=f"r{version}",
         champion=f"r{version}", champion_version=version, challenger_accuracy=right, measured_accuracy=right - gain,
-        gain=Interval(value=gain, low=gain - 0.05, high=gain + 0.05),
+        gain=Interval(value=gain, low=gain - 0.05, high=gain + 0.05), **fields,
     )  # fmt: skip
 
 
@@ -40,19 +49,51 @@ def played() -> list[JournalEntry]:
 
 
 def test_version_1_is_told_where_it_was_measured_and_nowhere_else(played: list[JournalEntry]) -> None:
-    assert frozen(played) == [0.92, 0.9, pytest.approx(0.65), None]
+    assert frozen(played, [FIRST]) == [0.92, 0.9, pytest.approx(0.65), None]
 
 
 def test_a_retraining_is_worth_its_gain_on_what_its_release_met(played: list[JournalEntry]) -> None:
-    [only] = retrainings(played)
+    [only] = retrainings(played, [FIRST])
     assert (only.entry.seq, only.without, only.served, only.right_more) == (3, pytest.approx(0.65), 1, pytest.approx(6))
     assert met(played[3]) is None
+
+
+def test_a_forced_retraining_on_an_old_window_is_worth_something_on_newer_ones_only() -> None:
+    one = {"champion": "r1", "champion_version": 1, "estimated_accuracy": 0.9}
+    at = NOON + timedelta(hours=12.5)
+    forced = released(9, 2, 0.2, 0.85, request="f", started_at=at, finished_at=at + timedelta(minutes=5))
+    two = {"champion": "r2", "champion_version": 2, "estimated_accuracy": 0.8}
+    entries = [*(entry(n, **one) for n in range(8, 10)), forced, *(entry(n, **one) for n in range(10, 13)), entry(13, **two)]
+    assert met_by(entries, [FIRST]) == [None, *["r1"] * 5, "r2"]
+    [only] = retrainings(entries, [FIRST])
+    assert (only.served, only.right_more) == (1, pytest.approx(2))
+    assert frozen(entries, [FIRST]) == [None, 0.9, pytest.approx(0.65), 0.9, 0.9, 0.9, None]
+
+
+def test_a_window_after_a_rollback_by_hand_was_met_by_the_one_gone_back_to(played: list[JournalEntry]) -> None:
+    last = entry(4, champion="r1", champion_version=1, measured_accuracy=0.7)
+    for hours, champion, right, served in ((3.5, "r1", 0.7, 0), (4.5, "r2", None, 1)):
+        entries, moves = [*played[:3], last], [FIRST, back(hours)]
+        assert met_by(entries, moves)[3] == champion
+        assert frozen(entries, moves)[3] == right
+        assert retrainings(entries, moves)[0].served == served
+
+
+def test_ticks_within_one_second_are_in_the_order_of_their_windows() -> None:
+    at = {"started_at": NOON, "finished_at": NOON}
+    entries = [entry(n, champion=f"r{n}", champion_version=n, version=n, release=f"r{n}", **at) for n in (1, 2, 3)]
+    assert met_by(entries, [FIRST]) == [None, "r1", "r2"]
+
+
+def test_version_1_that_was_adopted_is_told_of_the_first_window_too() -> None:
+    adopted = FIRST.model_copy(update={"kind": "adopt"})
+    assert frozen([released(1, 2, 0.2, 0.85)], [adopted]) == [pytest.approx(0.65)]
 
 
 def test_the_page_fetches_nothing_and_shows_words_of_others_as_they_are(tmp_path: Path, played: list[JournalEntry]) -> None:
     store = FolderStore(tmp_path).sub("p")
     keep(store, *played)
-    champion_moves(store).append(1, move(1))
+    champion_moves(store).append(1, FIRST)
     html = page("p", "here", store, AT)
     assert not re.search(r"(src|href)=|url\(|@import|<script", html)
     assert "&lt;b&gt;drift&lt;/b&gt; &amp; loss" in html
