@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from everfresh.tasks import approvals
 from everfresh.tasks.catalogue import Entry, catalogue, removed
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.journal import idle_since, latest
@@ -75,6 +76,10 @@ def facts(name: str, store: Store, config: PipelineConfig | None = None) -> dict
         "reasons": list(last.decision.reasons) if last else [],
         "last_tick": last.finished_at.isoformat() if last else None,
         "nothing_new_at": idle_since(store),
+        "approvals": [
+            {"id": q.id, "stage": q.stage, "window": q.seq, "title": q.title, "until": q.expires_at.isoformat()}
+            for q in approvals.waiting(store)
+        ],
     }
 
 
@@ -94,9 +99,17 @@ def status_table(facts: dict[str, Any]) -> Table:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in facts.items():
+        if name == "approvals":
+            continue
         shown = "; ".join(map(str, value)) if isinstance(value, list) else share(value) if "accuracy" in name else str(value)
         table.add_row(MEANS.get(name, name.replace("_", " ")), "–" if value is None or value == [] else shown)
-    if waiting := facts["windows_waiting"]:
+    for asked in facts["approvals"]:
+        what = f"window {asked['window']}, {asked['stage'].replace('_', ' ')}, until {_minute(asked['until'])} UTC"
+        how = f"question {asked['id']}; answer with `everfresh approve` and the pipeline's file"
+        table.add_row("waits for a person", f"{what}: {asked['title']} ({how})")
+    if facts["approvals"]:
+        pass  # of the windows that wait, the first waits for the answer
+    elif waiting := facts["windows_waiting"]:
         what = "the window that was" if waiting == 1 else f"{waiting} windows that were"
         table.add_row("next", f"`everfresh run` goes on with {what} taken in; a training goes on from its last checkpoint")
     elif facts["last_tick"] is None:
@@ -123,13 +136,17 @@ def overview_table(found: Sequence[dict[str, Any]]) -> Table:
         right = one["estimated_accuracy"] if one["measured_accuracy"] is None else one["measured_accuracy"]
         alarm = {None: "–", True: "ALARM", False: "quiet"}[one["drift_alarm"]]
         pinned = " pinned" if one["pinned"] else ""
-        since, ticked = ((one[key] or "–")[:16].replace("T", " ") for key in ("since", "last_tick"))
+        since, ticked = (_minute(one[key]) for key in ("since", "last_tick"))
         counts = (str(one["windows"]), str(one["windows_waiting"]))
         table.add_row(
             one["pipeline"], f"{one['champion'] or '–'}{pinned}", since, *counts, alarm, share(right),
-            one["last_decision"] or "–", ticked,
+            "waits for a person" if one["approvals"] else one["last_decision"] or "–", ticked,
         )  # fmt: skip
     return table
+
+
+def _minute(moment: str | None) -> str:
+    return (moment or "–")[:16].replace("T", " ")
 
 
 def release_facts(store: Store, *, everything: bool = False) -> list[dict[str, Any]]:

@@ -13,11 +13,12 @@ from rich.table import Table
 from support.entries import NOON, entry, keep, move
 
 from everfresh.flows.artifacts import headline
-from everfresh.flows.look import history, history_table, set_aside, share, status, status_table
+from everfresh.flows.look import history, history_table, overview_table, set_aside, share, status, status_table
+from everfresh.tasks import approvals
 from everfresh.tasks.alias import pin
 from everfresh.tasks.config import ImageFolder, ModelConfig, PipelineConfig
 from everfresh.tasks.ledger import champion_moves, stream
-from everfresh.tasks.records import Cost, Cursor, Decision, Interval, StreamEntry, TriedRung
+from everfresh.tasks.records import Cost, Cursor, Decision, Interval, StreamEntry, Tick, TriedRung
 from everfresh.tasks.store import Store, pipeline_store
 
 
@@ -57,6 +58,26 @@ def test_status_names_champion_last_window_and_what_waits(config: PipelineConfig
     assert "81.2%" in shown(status_table(facts))
     assert "goes on with the window that was taken in" in shown(status_table(facts))
     assert json.loads(json.dumps(facts)) == facts
+
+
+def test_status_tells_what_waits_for_a_person_and_how_to_answer(config: PipelineConfig, pipeline: Store) -> None:
+    tick = Tick(seq=3, view="v", champion=None, champion_move=0, reference=None, bank=(), now=NOON)
+    asked = approvals.ask(pipeline, tick, "before_publishing", "Release v2?", "words", 72, "a" * 32)
+    facts = status(config)
+    until = asked.expires_at
+    assert facts["approvals"] == [
+        {"id": asked.id, "stage": "before_publishing", "window": 3, "title": "Release v2?", "until": until.isoformat()}
+    ]
+    assert json.loads(json.dumps(facts)) == facts
+    words = (
+        f"window 3, before publishing, until {until:%Y-%m-%d %H:%M} UTC: Release v2? (question {asked.id}; answer with `ever"
+    )
+    assert words in shown(status_table(facts))
+    assert "everfresh run" not in shown(status_table(facts))
+    assert "waits for a person" in shown(overview_table([facts]))
+    approvals.answer(pipeline, asked, approved=True, by="ann", reason="", through="command")
+    assert status(config)["approvals"] == []
+    assert "waits for a person" not in shown(status_table(status(config)))
 
 
 def test_history_is_in_order_of_windows_and_holds_forced_ticks(pipeline: Store) -> None:
