@@ -2,7 +2,7 @@
 
 `check` asks whether a pipeline fits its source and store before it runs; `doctor` asks the same of the machinery around it,
 and why nothing happens. Each line comes with its remedy. What it finds out about the store is what `check` finds out, by
-doing; nothing else is written.
+doing; beside that a temporary file is written to each folder that runs write to.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from everfresh.flows.check import Checked, of_device, of_store, prefect_api, tried
+from everfresh.flows.check import Checked, api_url, of_device, of_store, prefect_api, tried
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.errors import EverfreshError
 from everfresh.tasks.store import cache_folder
@@ -50,7 +50,7 @@ def doctor(config: PipelineConfig | None) -> Iterator[Checked]:
     yield tried("disk", _disk)
     reached = tried("server", prefect_api)
     yield reached
-    if os.environ.get("PREFECT_API_URL") and reached.passed:
+    if reached.passed and api_url():
         yield from _behind_server(config)
 
 
@@ -99,14 +99,18 @@ def versions() -> str:
         if found == "none" or not need.specifier.contains(found, prereleases=True):
             wrong.append(f"{need.name}{need.specifier}, got {found}")
     if wrong:
-        raise EverfreshError(f"versions must be {'; '.join(wrong)}. `pip install -U everfresh` brings those that were tried.")
+        raise EverfreshError(
+            f"versions must be {'; '.join(wrong)}. `git pull` and `make -B .venv/.installed` bring those that were tried."
+        )
     return f"everfresh {importlib.metadata.version('everfresh')}, prefect {importlib.metadata.version('prefect')}, as asked for"
 
 
 def _disk() -> str:
-    """Of the folders that runs write to, the one with the least room left; where neither exists yet, its parent counts."""
+    """Of the folders that runs write to, the one with the least room left; of one that does not exist yet, its parent."""
     home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
     folders = {next(p for p in (f, *f.parents) if p.exists()) for f in (cache_folder(), home, Path(tempfile.gettempdir()))}
+    for folder in folders:
+        _can_be_written(folder)
     free, folder = min((shutil.disk_usage(folder).free, folder) for folder in folders)
     if free < LEAST_FREE:
         raise EverfreshError(
@@ -114,6 +118,17 @@ def _disk() -> str:
             "there, or point EVERFRESH_CACHE, PREFECT_HOME or TMPDIR at another disk."
         )
     return f"{free / (1 << 30):.0f} GiB free at {folder}"
+
+
+def _can_be_written(folder: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"everfresh")
+    except OSError as error:
+        raise EverfreshError(
+            f"disk: runs must be able to write to {folder}, got: {error.strerror}. Make that possible, or point "
+            "EVERFRESH_CACHE, PREFECT_HOME or TMPDIR at another folder."
+        ) from error
 
 
 def _server_version(client: SyncPrefectClient) -> str:
@@ -140,22 +155,10 @@ def _server_clock(client: SyncPrefectClient) -> str:
 
 
 def _telemetry(client: SyncPrefectClient) -> str:
-    """What the server says of itself, and what this process's environment says; whoever asks for it may have it."""
-    sends = (
-        []
-        if client.request("GET", "/admin/settings").json()["server"]["analytics_enabled"] is False
-        else ["the Prefect server"]
-    )
-    quiet = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    sends += [
-        f"whatever is started from here ({name} is not {value})"
-        for name, value in quiet.items()
-        if os.environ.get(name) != value
-    ]
-    if sends:
-        remedy = "unless you mean it, set PREFECT_SERVER_ANALYTICS_ENABLED=false and DO_NOT_TRACK=1 there"
-        return f"sent by {', '.join(sends)}; {remedy}"
-    return "off"
+    """What the server says of itself; whoever asks for it may have it. What Everfresh starts itself sends none."""
+    if client.request("GET", "/admin/settings").json()["server"]["analytics_enabled"] is False:
+        return "the server sends none"
+    return "sent by the Prefect server; unless you mean it, start it with PREFECT_SERVER_ANALYTICS_ENABLED=false"
 
 
 def _pool(client: SyncPrefectClient, config: PipelineConfig, name: str) -> str:
@@ -172,7 +175,27 @@ def _pool(client: SyncPrefectClient, config: PipelineConfig, name: str) -> str:
             f"pool {name} must be of deploy.kind {config.deploy.kind}, got {pool.type}. Correct deploy.kind, name another, "
             f"or `prefect work-pool delete {name}` and deploy again."
         )
+    if missing := _missing(config, pool):
+        file = f"infra/work_pools/{'gpu' if name == config.deploy.gpu_pool else 'cpu'}-{config.deploy.kind}.json"
+        raise EverfreshError(
+            f"pool {name} must have the template of {file}, got one without {', '.join(missing)}: a worker that finds no pool "
+            f"makes one from Prefect's default. `prefect work-pool update {name} --base-job-template {file}`, or say what "
+            "runs need in deploy.job_variables."
+        )
     return _workers(client, pool)
+
+
+def _missing(config: PipelineConfig, pool: WorkPool) -> list[str]:
+    """What our template gives runs and the pool's does not; nothing where somebody has added variables of their own."""
+    from everfresh.flows import declared
+
+    wanted = declared.pools(config)[pool.name]["variables"]["properties"]
+    had = (pool.base_job_template.get("variables") or {}).get("properties") or {}
+    if had.keys() - wanted.keys():
+        return []
+    given = declared.job_variables(config, gpu=pool.name == config.deploy.gpu_pool)
+    lacks = (n for n, one in wanted.items() if n not in had or (one.get("default") and had[n].get("default") is None))
+    return [name for name in lacks if name not in given]
 
 
 def _workers(client: SyncPrefectClient, pool: WorkPool) -> str:

@@ -103,12 +103,11 @@ def status_table(facts: dict[str, Any]) -> Table:
             continue
         shown = "; ".join(map(str, value)) if isinstance(value, list) else share(value) if "accuracy" in name else str(value)
         table.add_row(MEANS.get(name, name.replace("_", " ")), "–" if value is None or value == [] else shown)
-    for asked in facts["approvals"]:
-        what = f"window {asked['window']}, {asked['stage'].replace('_', ' ')}, until {_minute(asked['until'])} UTC"
-        how = f"question {asked['id']}; answer with `everfresh approve` and the pipeline's file"
-        table.add_row("waits for a person", f"{what}: {asked['title']} ({how})")
-    if facts["approvals"]:
-        pass  # of the windows that wait, the first waits for the answer
+    if facts["approvals"]:  # of the windows that wait, the first waits for the answer
+        for asked in facts["approvals"]:
+            what = f"window {asked['window']}, {asked['stage'].replace('_', ' ')}, until {_minute(asked['until'])} UTC"
+            how = f"question {asked['id']}; answer with `everfresh approve` and the pipeline's file"
+            table.add_row("waits for a person", f"{what}: {asked['title']} ({how})")
     elif waiting := facts["windows_waiting"]:
         what = "the window that was" if waiting == 1 else f"{waiting} windows that were"
         table.add_row("next", f"`everfresh run` goes on with {what} taken in; a training goes on from its last checkpoint")

@@ -14,6 +14,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from support.loop import pipeline
 from support.pictures import digits, table, write_folder, write_tar
 
@@ -413,10 +414,10 @@ def failing() -> Iterator[str]:
     ],
 )
 def test_a_user_in_the_address_of_prefect_is_never_shown(
-    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, shown: str, reason: str
+    failing: str, tmp_path: Path, url: str, shown: str, reason: str
 ) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", url.replace("HERE", failing))
-    line = line_of(pipeline(tmp_path), "prefect")
+    with temporary_settings({PREFECT_API_URL: url.replace("HERE", failing)}):
+        line = line_of(pipeline(tmp_path), "prefect")
     assert not line.passed
     place = re.escape(shown.replace("HERE", failing))
     assert re.fullmatch(rf"PREFECT_API_URL must lead to a Prefect server, got {place} \({reason}\)\. Start one .*", line.words)
@@ -424,5 +425,5 @@ def test_a_user_in_the_address_of_prefect_is_never_shown(
 
 def test_a_healthy_server_is_named_without_its_user(failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Failing, "do_GET", lambda self: (self.send_response(200), self.end_headers()))
-    monkeypatch.setenv("PREFECT_API_URL", f"http://me:hunter2@{failing}/api")
-    assert line_of(pipeline(tmp_path), "prefect") == Checked("prefect", True, f"http://{failing}/api: healthy")
+    with temporary_settings({PREFECT_API_URL: f"http://me:hunter2@{failing}/api"}):
+        assert line_of(pipeline(tmp_path), "prefect") == Checked("prefect", True, f"http://{failing}/api: healthy")
