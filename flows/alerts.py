@@ -1,8 +1,9 @@
 """Tell others what happened: Prefect events, for automations to act on. Each happening is told once, and none is lost.
 
 Prefect's own `emit_event` queues in the process, and what the queue holds when server or process dies is gone. So an event
-is posted and answered for. One that the server did not take waits in the store under ``alerts/unsent/`` for the next tick
-of any flow, under the id that is made from the happening: told twice, Prefect knows it again.
+is posted and answered for. One that the server did not take waits in the store under ``unsent/`` for the next tick of any
+flow, under the id that is made from the happening: told twice, Prefect knows it again. One that the server refuses as it
+is, and would refuse for ever, is put aside under ``unsent/refused/`` with a warning.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from typing import Any
+from contextlib import suppress
+from typing import Any, Literal
 
 import httpx
 from prefect import get_client
@@ -20,15 +22,24 @@ from prefect.events.schemas.events import Event, RelatedResource, Resource
 from prefect.exceptions import PrefectException
 
 from everfresh.tasks.config import PipelineConfig
+from everfresh.tasks.errors import ObjectMissing
 from everfresh.tasks.records import AliasMove, Decision, DriftReport, JournalEntry, Question, Tick
 from everfresh.tasks.steps import open_pipeline
 from everfresh.tasks.store import Store
 
 log = logging.getLogger(__name__)
-UNSENT = "alerts/unsent"
+TOLD = "alerts"
+UNSENT = "unsent"
+"""Not within the history of `TOLD`, which no role may delete from (infra/policies/)."""
+REFUSED = f"{UNSENT}/refused"
+FAULTS_OF_THE_EVENT = {400, 413, 422}
+"""Answers that tell of the event; all others tell of the server, the address or the password, and pass."""
 ANSWERS_WITHIN = 20.0
 """Seconds; an event is no reason to hold up a training longer."""
 Happening = DriftReport | Decision | Question | JournalEntry | AliasMove
+Answer = Literal["taken", "refused", "none"]
+Posted = dict[str, Any]
+"""An event as it goes over the wire. Whether it is a right one the server says, which may be another version of Prefect."""
 Related = dict[str, str]
 """Roles of what else is involved, and its id."""
 
@@ -43,7 +54,7 @@ def announce(config: PipelineConfig, tick: Tick | None, what: Happening | None) 
         return
     store = open_pipeline(config)
     for name, words, payload, related in _events(config, tick, what):
-        told = f"alerts/{name}-{_identity(tick, what)}.json"
+        told = f"{TOLD}/{name}-{_identity(tick, what)}.json"
         if name not in config.alerts.events or store.exists(told):
             continue
         if tick is not None:
@@ -56,20 +67,21 @@ def announce(config: PipelineConfig, tick: Tick | None, what: Happening | None) 
             related=[*_run(), *(_resource(config, role, id) for role, id in related.items())],
             id=uuid.uuid5(uuid.NAMESPACE_URL, store.url(told)),
         )
-        if _send(event):
-            store.create(told, json.dumps(payload, indent=1).encode() + b"\n")
-        else:
-            store.create(f"{UNSENT}/{told.removeprefix('alerts/')}", event.model_dump_json(indent=1).encode() + b"\n")
+        posted = event.model_dump(mode="json")
+        _file(store, told.removeprefix(f"{TOLD}/"), posted, _send(posted))
 
 
 def deliver(config: PipelineConfig) -> None:
     """Send the events that an earlier run could not send, as of when they happened."""
     store = open_pipeline(config)
-    for key in [waiting.key for waiting in store.list(UNSENT)]:
-        event = Event.model_validate_json(store.get(key))
-        if not _send(event):
-            return
-        _tick_off(store, key, event)
+    for key in [waiting.key for waiting in store.list(UNSENT) if not waiting.key.startswith(f"{REFUSED}/")]:
+        with suppress(ObjectMissing):  # a run that began with this one was quicker
+            event = json.loads(store.get(key))
+            answer = _send(event)
+            if answer == "none":
+                return
+            _file(store, key.removeprefix(f"{UNSENT}/"), event, answer)
+            store.delete(key)
 
 
 def tell_failure(pipeline: str | None, words: str) -> None:
@@ -87,35 +99,41 @@ def tell_failure(pipeline: str | None, words: str) -> None:
     if context.flow is not None and context.flow.name == "fine-tune":
         return
     run = context.flow_run
-    _send(
-        Event(
-            event="everfresh.run.failed",
-            resource=_about(pipeline),
-            payload={"pipeline": pipeline, "words": f"{run.name}: {words}", "run": str(run.id)},
-            related=_run(),
-            id=uuid.uuid5(run.id, str(run.run_count)),
-        )
+    event = Event(
+        event="everfresh.run.failed",
+        resource=_about(pipeline),
+        payload={"pipeline": pipeline, "words": f"{run.name}: {words}", "run": str(run.id)},
+        related=_run(),
+        id=uuid.uuid5(run.id, str(run.run_count)),
     )
+    _send(event.model_dump(mode="json"))
 
 
 def _about(pipeline: str) -> Resource:
     return Resource({"prefect.resource.id": f"everfresh.pipeline.{pipeline}", "prefect.resource.name": pipeline})
 
 
-def _tick_off(store: Store, key: str, event: Event) -> None:
-    store.create(f"alerts/{key.removeprefix(f'{UNSENT}/')}", json.dumps(event.payload, indent=1).encode() + b"\n")
-    store.delete(key)
+def _file(store: Store, name: str, event: Posted, answer: Answer) -> None:
+    """Write an event down where it belongs after that answer."""
+    if answer == "taken":
+        place, what = TOLD, event["payload"]
+    else:
+        place, what = REFUSED if answer == "refused" else UNSENT, event
+    store.create(f"{place}/{name}", json.dumps(what, indent=1).encode() + b"\n")
 
 
-def _send(event: Event) -> bool:
-    """Whether the server has taken an event; one that is gone, or refuses, is a warning and no failure of the run."""
+def _send(event: Posted) -> Answer:
+    """What the server says to an event; one that is gone, or refuses, is a warning and no failure of the run."""
     try:
         with get_client(sync_client=True, httpx_settings={"timeout": ANSWERS_WITHIN}) as client:
-            client.request("POST", "/events", json=[event.model_dump(mode="json")])
+            client.request("POST", "/events", json=[event])
     except (httpx.HTTPError, PrefectException, RuntimeError, OSError) as error:
-        log.warning("%s could not be told to Prefect (%s); the next tick tries again", event.event, error)
-        return False
-    return True
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in FAULTS_OF_THE_EVENT:
+            log.warning("%s was refused by Prefect (%s) and is not sent again", event["event"], error)
+            return "refused"
+        log.warning("%s could not be told to Prefect (%s); the next tick tries again", event["event"], error)
+        return "none"
+    return "taken"
 
 
 def _run() -> list[RelatedResource]:

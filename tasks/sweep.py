@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 RECORDS = ("record.json", "window.json", "release.json", "removed.json")
 """Names of the objects that make a folder exist."""
 PARTS = ("windows", "quarantine", "references", "drift", "candidates", "evaluations", "packages", "releases")
-"""Folders whose objects count only if a record names them; all others hold logs, hints and caches."""
+"""Folders whose objects count only if a record names them; all others hold logs, hints, caches and what waits to be told."""
 REPLAYS = "replays"
 
 

@@ -201,8 +201,9 @@ def test_an_event_that_no_server_takes_waits_for_the_next_tick_and_is_told_once(
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         announce(made.config, None, asked)
     told = f"alerts/approval.asked-{asked.id}.json"
-    assert [item.key for item in made.store.list("alerts")] == [told.replace("alerts/", "alerts/unsent/")]
+    assert [item.key for item in (*made.store.list("alerts"), *made.store.list("unsent"))] == [told.replace("alerts", "unsent")]
     deliver(made.config)
+    assert list(made.store.list("unsent")) == []
     assert [item.key for item in made.store.list("alerts")] == [told]
     announce(made.config, None, asked)
     [event] = server.events(made.name, "everfresh.approval.asked")

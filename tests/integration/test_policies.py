@@ -5,25 +5,29 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from support.loop import open_tick, run_window, second_window
+from support.prefect_server import PrefectServer
 from support.s3 import BUCKET, ROLES, environment
 
+from everfresh.flows.alerts import announce, deliver
 from everfresh.flows.look import history, status
 from everfresh.tasks import alias, drift, fine_tune, journal, sweep
 from everfresh.tasks.config import PipelineConfig, S3Config
 from everfresh.tasks.errors import AccessRefused, ObjectMissing
 from everfresh.tasks.ledger import champion_moves
+from everfresh.tasks.records import Question
 from everfresh.tasks.serving import load_champion
 from everfresh.tasks.store import S3Store, Store, pipeline_store, s3
 from everfresh.tasks.store.prove import proofs
 
 FOLDERS = (
     "aliases/champion", "alerts", "approvals", "candidates/c", "candidates/c/attempts/a", "drift/d", "embeddings/e/v",
-    "evaluations/e", "journal", "packages/p", "quarantine/v", "references/r", "releases/r", "stream", "ticks", "timeline",
+    "evaluations/e", "journal", "packages/p", "quarantine/v", "references/r", "releases/r", "stream", "ticks", "timeline", "unsent",
     "windows/v", "replays/n/candidates/c", "replays/n/journal",
 )  # fmt: skip
 WRITES = {
@@ -36,12 +40,12 @@ DELETES = {
     "worker": {"candidates/c/attempts/a"},
     "publisher": {
         "candidates/c", "candidates/c/attempts/a", "drift/d", "evaluations/e", "packages/p", "quarantine/v", "references/r",
-        "releases/r", "windows/v", "replays/n/candidates/c",
+        "releases/r", "unsent", "windows/v", "replays/n/candidates/c",
     },
 }  # fmt: skip
 READS_NOT = {
     "reader": {"candidates/c", "candidates/c/attempts/a", "drift/d", "embeddings/e/v", "evaluations/e", "packages/p",
-               "quarantine/v", "references/r", "windows/v", "replays/n/candidates/c"},
+               "quarantine/v", "references/r", "unsent", "windows/v", "replays/n/candidates/c"},
     "worker": set(),
     "publisher": set(),
 }  # fmt: skip
@@ -165,3 +169,24 @@ def test_a_worker_trains_a_publisher_goes_live_a_reader_follows(pipeline: tuple[
         with pytest.raises(AccessRefused):
             alias.pin(pipeline_store(config), reason="mine")
     assert champion_moves(owner).last_seq() == 2
+
+
+def test_a_publisher_tells_what_waited_while_the_server_was_down(
+    pipeline: tuple[PipelineConfig, Store], acting_as: As, server: PrefectServer
+) -> None:
+    """The first thing that monitor and retrain do: were it refused, no tick would begin again."""
+    config, owner = pipeline
+    now = datetime.now(UTC)
+    asked = Question(
+        id="00000002-tick-before_training", seq=2, request="", stage="before_training", title="May it train?", words="-",
+        asked_at=now, expires_at=now,
+    )  # fmt: skip
+    with acting_as("publisher"):
+        with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+            announce(config, None, asked)
+        name = f"approval.asked-{asked.id}.json"
+        assert [item.key for item in owner.list("unsent")] == [f"unsent/{name}"]
+        with temporary_settings({PREFECT_API_URL: server.api}):
+            deliver(config)
+    assert list(owner.list("unsent")) == []
+    assert [item.key for item in owner.list("alerts")] == [f"alerts/{name}"]
