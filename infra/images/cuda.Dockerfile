@@ -21,7 +21,9 @@ RUN /opt/uv/bin/uv pip install --quiet --python /opt/everfresh/bin/python --no-d
 FROM ${BASE}
 LABEL org.opencontainers.image.title="everfresh"
 COPY --from=build /opt/everfresh /opt/everfresh
-RUN useradd --uid 10001 --create-home --home-dir /home/everfresh --shell /usr/sbin/nologin everfresh
+COPY infra/work_pools /opt/everfresh/work_pools
+RUN useradd --uid 10001 --create-home --home-dir /home/everfresh --shell /usr/sbin/nologin everfresh \
+ && install -d -o 10001 -g 10001 /home/everfresh/cache /home/everfresh/prefect
 ENV PATH=/opt/everfresh/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     EVERFRESH_CACHE=/home/everfresh/cache PREFECT_HOME=/home/everfresh/prefect \
     DO_NOT_TRACK=1 PREFECT_SERVER_ANALYTICS_ENABLED=false \
@@ -30,4 +32,5 @@ USER 10001:10001
 WORKDIR /home/everfresh
 HEALTHCHECK --interval=30s --timeout=10s --start-period=90s --retries=3 \
   CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/health', timeout=8)"]
-CMD ["prefect", "worker", "start", "--pool", "gpu", "--with-healthcheck"]
+CMD ["prefect", "worker", "start", "--pool", "gpu", "--type", "process", "--with-healthcheck", \
+     "--base-job-template", "/opt/everfresh/work_pools/gpu-process.json"]

@@ -27,8 +27,8 @@ from everfresh.tasks.store.prove import proofs
 
 FOLDERS = (
     "aliases/champion", "alerts", "approvals", "candidates/c", "candidates/c/attempts/a", "drift/d", "embeddings/e/v",
-    "evaluations/e", "journal", "packages/p", "quarantine/v", "references/r", "releases/r", "stream", "ticks", "timeline", "unsent",
-    "windows/v", "replays/n/candidates/c", "replays/n/journal",
+    "evaluations/e", "journal", "packages/p", "quarantine/v", "references/r", "releases/r", "stream", "ticks", "timeline",
+    "unsent", "windows/v", "replays/n/candidates/c", "replays/n/journal",
 )  # fmt: skip
 WRITES = {
     "reader": set(),

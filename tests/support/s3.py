@@ -57,9 +57,9 @@ def running_server(folder: Path) -> Iterator[str]:
     people += [{**_identity(name, *keys), "policyNames": [name]} for name, keys in ROLES.items()]
     policies = [{"name": name, "content": policy(name)} for name in ROLES]
     identities.write_text(json.dumps({"identities": people, "policies": policies}))
-    master, volume, filer, s3 = _free_ports(4)
+    master, volume, filer, s3 = free_ports(4)
     command = [
-        _program(), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        program(), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         "-master.telemetry=false", "-master.electionTimeout=1s", "-webdav=false", "-admin.ui=false",
         f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}",
         f"-s3.config={identities}", "-s3.port.iceberg=0", "-s3.port.lance=0",
@@ -88,7 +88,7 @@ def _identity(name: str, access_key: str, secret_key: str, *actions: str) -> dic
     return {"name": name, "credentials": [{"accessKey": access_key, "secretKey": secret_key}], "actions": actions}
 
 
-def _program() -> str:
+def program() -> str:
     beside = Path(sys.executable).with_name("weed")
     found = str(beside) if beside.exists() else shutil.which("weed")
     if found is None:
@@ -96,7 +96,7 @@ def _program() -> str:
     return found
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that are free together with the port 10,000 above, which the server takes too."""
     held: list[socket.socket] = []
     ports: list[int] = []

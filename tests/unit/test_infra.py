@@ -49,11 +49,20 @@ def edited(path: Path, folder: Path, edit: Callable[[str], str]) -> Path:
         ("images/cpu.Dockerfile", "USER 10001:10001\n", "", "must have USER"),
         ("images/cpu.Dockerfile", "WORKDIR /src", "WORKDIR src", "DL3000"),
         ("images/cuda.Dockerfile", "HEALTHCHECK", "# HEALTHCHECK", "must have HEALTHCHECK"),
+        ("images/cpu.Dockerfile", "COPY infra/work_pools /opt", "COPY infra/work_pools /srv", "must have COPY"),
+        ("images/cuda.Dockerfile", "gpu-process.json", "cuda-process.json", "must be one of work_pools/"),
         ("compose.yaml", "condition: service_healthy", "condition: service_fine", "service_fine|condition"),
         ("compose.yaml", "    ports: [", "    prots: [", "prots"),
         ("compose.yaml", '"127.0.0.1:8333:8333"', '"8333:8333"', "must be on loopback"),
         ("compose.yaml", "redis:8.2.2-bookworm", "redis:latest", "must have a fixed tag"),
+        ("compose.yaml", "cache:/home/everfresh/cache", "cache:/home/everfresh/other", "must be on folders of the image"),
+        ("compose.yaml", "everfresh:0.1.0-cpu\n    command", "everfresh:1-cpu\n    command", "got everfresh:1-cpu"),
+        ("compose.yaml", "work_pools/cpu-process.json", "work_pools/cpu.json", "must be one of work_pools/"),
         ("kubernetes/server.yaml", "replicas: 2", "replica: 2", "replica"),
+        ("kubernetes/worker.yaml", "image: everfresh:0.1.0-cpu", "image: everfresh-cpu:latest", "got everfresh-cpu:latest"),
+        ("work_pools/gpu-docker.json", "everfresh:0.1.0-cuda", "everfresh-cuda:latest", "got everfresh-cuda:latest"),
+        ("work_pools/cpu-kubernetes.json", '"default": "everfresh",', '"default": "default",', "must be of kubernetes/"),
+        ("work_pools/gpu-kubernetes.json", "everfresh-job", "everfresh-jobs", "must be of kubernetes/"),
         ("kubernetes/worker.yaml", "verbs: [get", "verb: [get", "verb"),
         ("policies/reader.json", '"s3:ListBucket"', '"s3:ListBuckets"', "listbuckets"),
         ("policies/worker.json", '"Effect": "Deny"', '"Efect": "Deny"', "Efect|Effect"),
@@ -97,10 +106,10 @@ def test_what_git_ignores_is_what_the_script_writes() -> None:
 
 def test_every_service_of_the_compose_file_is_told_not_to_send_telemetry() -> None:
     services = yaml.safe_load((INFRA / "compose.yaml").read_text())["services"]
-    for name in ("migrate", "server", "services", "worker", "gpu-worker", "s3"):
+    for name in ("migrate", "server", "services", "worker", "gpu-worker", "seaweedfs"):
         assert services[name]["environment"]["DO_NOT_TRACK"] == "1", name
         assert services[name]["environment"]["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false", name
-    assert "-master.telemetry=false" in services["s3"]["command"]
+    assert "-master.telemetry=false" in services["seaweedfs"]["command"]
 
 
 def test_nothing_sends_telemetry_unless_it_is_asked_for(tmp_path: Path) -> None:
