@@ -35,5 +35,6 @@ trap 'buildah rm "$made" > /dev/null; [ -n "${TRY_BUILD_KEEP:-}" ] || rm -rf "$w
 buildah run "$made" -- everfresh --help
 buildah run "$made" -- python3 -c "from importlib.resources import files; print(len(list(files('everfresh.infra').joinpath('work_pools').iterdir())), 'work pools')"
 buildah run "$made" -- sh -c 'test "$(id -u)" = 10001 && ! touch /opt/everfresh/x 2>/dev/null && echo "not root; cannot write to its own code"'
+buildah run "$made" -- sh -c 'touch "$EVERFRESH_CACHE/x" "$PREFECT_HOME/x" && ls /opt/everfresh/work_pools'
 buildah run "$made" -- everfresh demo /home/everfresh/demo | tail -5
 buildah images
