@@ -146,29 +146,25 @@ def sweep(
     Example: everfresh sweep pipeline.yaml --keep-releases 10 --keep-days 30, and again with --delete
     """
     from everfresh.tasks.config import RetentionConfig
-    from everfresh.tasks.retention import carry_out, plan
+    from everfresh.tasks.retention import clear
     from everfresh.tasks.store import Unfinished
-    from everfresh.tasks.sweep import debris
-    from everfresh.tasks.sweep import sweep as remove
 
     config, store = opened(pipeline)
     given = {name: v for name, v in {"keep_releases": keep_releases, "keep_days": keep_days}.items() if v is not None}
     age, rule = timedelta(hours=older_than), RetentionConfig(**config.retention.model_dump() | given)
-    planned = plan(store, rule, age, config.model.weights)
-    gone = set(carry_out(store, planned, reason=f"retention: {rule.words}")) if delete else set()
-    old = [item for item in planned.listed if item.key in gone or not delete]
-    found = [item for item in (remove if delete else debris)(store, age) if item.key not in {o.key for o in old}]
+    cleared = clear(store, rule, age, config.model.weights, delete=delete)
+    old, found = cleared.old, cleared.debris
     kinds = {item.key: "unfinished" if isinstance(item, Unfinished) else "object" for item in found}
     kinds |= {item.key: "release" for item in old}
     if as_json:
         show([{"key": i.key, "kind": kinds[i.key], "size": i.size, "deleted": delete} for i in (*old, *found)], as_json=True)
         return
-    _tell_releases(planned, store, rule.asked, delete)
+    _tell_releases(cleared.plan, store, rule.asked, delete)
     for item in found:
         what = "unfinished write of " if kinds[item.key] == "unfinished" else ""
         sys.stdout.write(f"{'deleted' if delete else 'debris '} {what}{store.url(item.key)}\n")
     hint = "" if delete or not (found or old) else "; `--delete` removes them"
-    sys.stdout.write(f"{len(found) + len(old)} objects, {sum(item.size for item in (*old, *found)):,} bytes{hint}\n")
+    sys.stdout.write(f"{len(found) + len(old)} objects, {cleared.size:,} bytes{hint}\n")
 
 
 def _tell_releases(planned: Any, store: Any, asked: bool, delete: bool) -> None:

@@ -22,6 +22,7 @@ from everfresh.tasks.errors import ReleaseError
 from everfresh.tasks.ledger import CHAMPION, alias_names, aliases, champion_moves, find, moves, settle
 from everfresh.tasks.records import JournalEntry, Package, Release, RemovedRelease, Tick
 from everfresh.tasks.store import Listed, Store
+from everfresh.tasks.sweep import debris, sweep
 
 STAYS = ("card.md", "config.json", "lineage.json", "metrics.json", "verdicts.json")
 """Files of a release that stay when its weights go: some kilobytes that say what it was."""
@@ -46,6 +47,31 @@ class Plan:
     def listed(self) -> list[Listed]:
         """All objects that go."""
         return [item for items in self.objects.values() for item in items]
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """What was removed, or could be."""
+
+    plan: Plan
+    old: list[Listed]
+    """Objects of what retention lets go."""
+    debris: list[Listed]
+    """Objects that no record names."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of it."""
+        return sum(item.size for item in (*self.old, *self.debris))
+
+
+def clear(store: Store, rule: RetentionConfig, age: timedelta, weights: str | None = None, *, delete: bool) -> Cleared:
+    """Remove, or only find, what retention lets go and what no record names; `plan` tells of the arguments."""
+    planned = plan(store, rule, age, weights)
+    gone = set(carry_out(store, planned, reason=f"retention: {rule.words}")) if delete else set()
+    old = [item for item in planned.listed if item.key in gone or not delete]
+    known = {item.key for item in old}
+    return Cleared(planned, old, [item for item in (sweep if delete else debris)(store, age) if item.key not in known])
 
 
 def plan(store: Store, rule: RetentionConfig, grace: timedelta, weights: str | None = None) -> Plan:

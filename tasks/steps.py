@@ -289,15 +289,11 @@ def rollback(config: PipelineConfig, to: int | None, reason: str, request: str) 
 @step("sweep")
 def sweep(config: PipelineConfig, older_than_hours: float, delete: bool) -> int:
     """Remove, or count, debris and what retention lets go."""
-    from everfresh.tasks import retention
-    from everfresh.tasks.sweep import debris
-    from everfresh.tasks.sweep import sweep as remove
+    from everfresh.tasks.retention import clear
 
-    store, age = open_pipeline(config), timedelta(hours=older_than_hours)
-    planned = retention.plan(store, config.retention, age, config.model.weights)
-    gone = set(retention.carry_out(store, planned, reason=f"retention: {config.retention.words}")) if delete else set()
-    old = [item for item in planned.listed if item.key in gone or not delete]
-    found = [item for item in (remove if delete else debris)(store, age) if item.key not in {o.key for o in old}]
-    size = sum(item.size for item in (*old, *found))
-    log.info("%d objects, %s bytes %s", len(old) + len(found), f"{size:,}", "removed" if delete else "could go")
-    return len(old) + len(found)
+    found = clear(
+        open_pipeline(config), config.retention, timedelta(hours=older_than_hours), config.model.weights, delete=delete
+    )
+    count = len(found.old) + len(found.debris)
+    log.info("%d objects, %s bytes %s", count, f"{found.size:,}", "removed" if delete else "could go")
+    return count

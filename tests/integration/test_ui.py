@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.browser import browser_page
 from support.prefect_server import PrefectServer
 from support.stream import Pipeline
 
@@ -16,8 +16,6 @@ from everfresh.tasks.journal import scheduled
 from everfresh.tasks.ledger import find
 from everfresh.tasks.records import Evaluation
 
-CHROMIUM = shutil.which("chromium") or ""
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 WITHIN = 60_000
 """Milliseconds."""
 
@@ -31,16 +29,8 @@ def the_run(played: Pipeline, server: PrefectServer) -> Any:
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[Any]:
-    """A page of a real browser without a window."""
-    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM:
-        pytest.skip("Chromium is not installed")
-    with driver.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        opened = browser.new_page(viewport={"width": 1400, "height": 1400})
-        opened.set_default_timeout(WITHIN)
+    with browser_page(1400, WITHIN) as opened:
         yield opened
-        browser.close()
 
 
 def test_the_run_page_names_the_run(page: Any, played: Pipeline, server: PrefectServer, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from support.browser import browser_page
 from support.cli import Everfresh
 from support.operations import reaches, working
 from support.prefect_server import PrefectServer
@@ -29,8 +29,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
 ]  # a worker starts a process for each run; `make screenshots` runs them too
-CHROMIUM = shutil.which("chromium") or ""
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 WITHIN = 120_000
 """Milliseconds."""
 Keep = Callable[[str], None]
@@ -46,16 +44,8 @@ class Deployed:
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[Any]:
-    """A page of a real browser without a window."""
-    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM:
-        pytest.skip("Chromium is not installed")
-    with driver.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        opened = browser.new_page(viewport={"width": 1400, "height": 1000}, color_scheme="light")
-        opened.set_default_timeout(WITHIN)
+    with browser_page(1000, WITHIN) as opened:
         yield opened
-        browser.close()
 
 
 @pytest.fixture
