@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support.faults import DIED, READS, WRITES, copy, in_child, outcome, play_until, prepare, whole
+from support.faults import DIED, READS, WRITES, copy, outcome, play_until, prepare, whole
 from support.s3 import BUCKET
+from support.warm import in_child
 
 from everfresh.tasks.store import FolderStore, S3Store, Store
 

@@ -6,9 +6,9 @@ import signal
 from pathlib import Path
 
 import numpy as np
-from support.faults import in_child
 from support.loop import arrive
 from support.training import TRAINING, place, train_until
+from support.warm import in_child
 
 from everfresh.tasks.records import Candidate
 

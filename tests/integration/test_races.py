@@ -11,10 +11,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from support.faults import DIED, WRITES, copy, in_child, outcome, play_until
+from support.faults import DIED, WRITES, copy, outcome, play_until
 from support.loop import second_window
 from support.races import WITHIN, person, race, sweeper, tick, whole_stream
 from support.s3 import BUCKET
+from support.warm import in_child
 
 from everfresh.tasks.alias import check_release
 from everfresh.tasks.ledger import champion_moves, find, stream

@@ -6,8 +6,6 @@ import os
 import re
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing import get_context
-from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
@@ -27,30 +25,6 @@ READS = ("get", "download", "prove", "exists", "list", "unfinished", "now")
 DIED = 42
 SECOND = {"policy": {"triggers": [{"kind": "new_samples", "count": 1}], "ladder": ["head"]}}
 
-# Forked from a parent that has imported everything: a point of the grid takes a second, not ten.
-WARM = get_context("forkserver")
-REAP = Lock()
-WARM.set_forkserver_preload(
-    [
-        "everfresh.tasks.drift.detect",
-        "everfresh.tasks.evaluate",
-        "everfresh.tasks.fine_tune",
-        "everfresh.tasks.publish",
-        "everfresh.flows.look",
-        "sklearn.linear_model",
-        "sklearn.neighbors",
-        "torchvision",
-        "accelerate",
-        "pyarrow.parquet",
-        "jinja2",
-        "matplotlib.backends.backend_agg",
-        "matplotlib.figure",
-        "scipy.optimize",
-        "torch.utils.tensorboard",
-        "torchvision.transforms.v2",
-    ]
-)
-
 
 def play(store: Store, config: PipelineConfig) -> None:
     """What a scheduled loop and then a person do: retrain on what waits, publish, go back. Again after a death: the rest."""
@@ -60,23 +34,6 @@ def play(store: Store, config: PipelineConfig) -> None:
         except NothingNew:
             break
     alias.rollback(store, reason="odd", by="ana", request="odd")
-
-
-def in_child(work: Callable[..., None], *arguments: Any) -> int:
-    """Exit status of a warmed-up process that does some work; threads may call it side by side.
-
-    Each start looks at all children that run, and who reads a status second reads 255: one thread at a time.
-    """
-    process = WARM.Process(target=work, args=arguments)
-    with REAP:
-        process.start()
-    wait([process.sentinel])
-    with REAP:
-        process.join()
-        status = process.exitcode
-        process.close()
-    assert status is not None
-    return status
 
 
 def prepare(folder: Path) -> None:
