@@ -1,6 +1,9 @@
 """SIGKILL of the CPU worker, the GPU worker and the server at random moments of a retraining, on the local stack.
 
-    python benchmarks/stack_chaos.py [--kills 4] [--seed 0] [--victims cpu-worker gpu-worker server]
+    python benchmarks/stack_chaos.py [--kills 4] [--seed 0] [--victims cpu-worker gpu-worker server] [--sqlite]
+
+Prefect's server is on PostgreSQL, as for good (`benchmarks/stack_postgres.py` says what that needs); with `--sqlite` on what
+`make up` has, where a busy server drops events of its own.
 
 A worker dies with all that it runs, as when its machine dies; the stack starts it again. Each window has to be retrained on
 by policy, its rung goes to the GPU pool, and every challenger passes. After each kill must hold: exactly one release for the
@@ -16,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +27,7 @@ from typing import Any
 
 import psutil
 from on_stack import Deployed, deploy, events, eventually, kill_machine, moment, part, running_stack, runs
+from stack_postgres import postgres
 
 from everfresh.flows.digits import Scanner
 from everfresh.flows.stack import Stack
@@ -65,11 +70,15 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=4, help="of each victim")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--victims", nargs="+", default=["cpu-worker", "gpu-worker", "server"])
+    parser.add_argument("--sqlite", action="store_true")
     options = parser.parse_args()
     draw = random.Random(options.seed)
     victims = options.victims * options.kills
     draw.shuffle(victims)
-    with tempfile.TemporaryDirectory(prefix="everfresh-chaos-") as folder, running_stack(Path(folder) / "stack") as (stack, up):
+    with ExitStack() as opened:
+        folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="everfresh-chaos-"))
+        database = () if options.sqlite else ("--postgres", opened.enter_context(postgres(Path(folder))).url)
+        stack, up = opened.enter_context(running_stack(Path(folder) / "stack", *database))
         made = deploy(Path(folder), f"s3://{stack.bucket}/chaos", "chaos", **SECTIONS)
         chaos = Chaos(stack, up, made, draw)
         length = chaos.undisturbed()
