@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from prefect.deployments import run_deployment
 from support.deployed import Deployed, deployed
+from support.operations import reaches, working
 from support.prefect_server import PrefectServer
 from support.proxy import always, running_proxy
 from support.receiver import Receiver, running_receiver
@@ -19,6 +21,7 @@ from support.s3 import ACCESS_KEY, BUCKET, SECRET_KEY, environment
 from support.stream import make_pipeline
 
 from everfresh.flows.channel import make_channel
+from everfresh.flows.deploy import deploy
 from everfresh.flows.monitor import monitor
 from everfresh.tasks import steps
 from everfresh.tasks.errors import StoreError
@@ -88,6 +91,31 @@ def test_credentials_that_are_wrong(
             assert "refused" in fails_and_tells(there, receiver)
         assert all("not-the-secret" not in message["body"] for message in receiver.messages)
         recovers(there)
+
+
+@pytest.mark.slow
+def test_a_worker_that_has_wrong_credentials(
+    tmp_path: Path, server: PrefectServer, receiver: Receiver, s3_endpoint: str
+) -> None:
+    """As it is when it runs for good: deployed, and run by a worker's process."""
+    name = f"worker-{uuid.uuid4().hex[:8]}"
+    make_channel(name, webhook=receiver.address, slack=None)
+    alerts = {"notify": [f"custom-webhook/{name}"]}
+    made = make_pipeline(tmp_path, name, store=f"s3://{BUCKET}/{name}", alerts=alerts, deploy={"pool": f"{name}-cpu"})
+    made.arrives(1, samples=20)
+    deploy(made.config)
+    try:
+        for secret, wanted in (("not-the-secret", "Failed"), (SECRET_KEY, "Completed")):
+            with working(server, f"{name}-cpu", tmp_path, **environment(s3_endpoint, ACCESS_KEY, secret)):
+                run = run_deployment(f"monitor/{name}", timeout=0)
+                message = reaches(server, wanted, id={"any_": [str(run.id)]})["state"]["message"]
+            if wanted == "Failed":
+                assert "refused" in message
+                [body] = receiver.waits_for(f"{name} · a run failed")
+                assert message in body
+                assert secret not in body + (tmp_path / "worker.log").read_text()
+    finally:
+        deploy(made.config, delete=True)
 
 
 @pytest.mark.slow

@@ -18,9 +18,9 @@ WITHIN = 240.0
 
 
 @contextmanager
-def working(server: PrefectServer, pool: str, folder: Path) -> Iterator[None]:
-    """A process worker on a pool; it ends with what was asked of it."""
-    environment = server.environment() | {"OMP_NUM_THREADS": "1", "PREFECT_LOGGING_EXTRA_LOGGERS": "everfresh"}
+def working(server: PrefectServer, pool: str, folder: Path, **extra: str) -> Iterator[None]:
+    """A process worker on a pool, with an environment beside the server's; it ends with what was asked of it."""
+    environment = server.environment() | {"OMP_NUM_THREADS": "1", "PREFECT_LOGGING_EXTRA_LOGGERS": "everfresh"} | extra
     command = [PREFECT, "worker", "start", "--pool", pool, "--type", "process", "--create-pool-if-not-found"]
     with (folder / "worker.log").open("wb") as log:
         worker = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
