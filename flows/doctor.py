@@ -62,6 +62,7 @@ def _behind_server(config: PipelineConfig | None) -> Iterator[Checked]:
         looks: dict[str, Callable[[], str]] = {
             "server version": lambda: _server_version(client),
             "server clock": lambda: _server_clock(client),
+            "leases": lambda: _leases(client),
             "telemetry": lambda: _telemetry(client),
         }
         for name, look in looks.items():
@@ -152,6 +153,20 @@ def _server_clock(client: SyncPrefectClient) -> str:
             "the server. Set the wrong one (NTP): schedules tick at the wrong time, and living runs count as crashed."
         )
     return f"within {abs(off.total_seconds()) + slack.total_seconds():.0f} s of this machine's"
+
+
+def _leases(client: SyncPrefectClient) -> str:
+    """Where the server keeps who holds which slot of a limit."""
+    from everfresh.flows.stack import LEASE_STORAGE
+
+    kept: str = client.request("GET", "/admin/settings").json()["server"]["concurrency"]["lease_storage"]
+    if kept.endswith(".memory"):
+        raise EverfreshError(
+            "leases must be kept where the Prefect server finds them when it starts anew, got its memory: the slot of a run "
+            "under way would stay taken for good, and the next run wait for it. Start the server with "
+            f"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE={LEASE_STORAGE}, or with prefect_redis.lease_storage."
+        )
+    return f"kept by {kept}"
 
 
 def _telemetry(client: SyncPrefectClient) -> str:

@@ -39,6 +39,8 @@ FOLDER = Path("run/stack")
 BUCKET = "everfresh"
 POOLS = {"cpu": 4, "gpu": 1}
 """The work pools, and how many runs each worker takes at once."""
+LEASE_STORAGE = "prefect.server.concurrency.lease_storage.filesystem"
+"""Who holds a slot outlives a server that is killed; in its memory, Prefect's default, the slot would stay taken for good."""
 USUAL_UI, USUAL_S3 = 4200, 8333
 SERIOUS = re.compile(r"\| (WARNING|ERROR|CRITICAL)")
 """Lines of the server's log that stand on the terminal too; tracebacks do not."""
@@ -177,6 +179,7 @@ def _server(stack: Stack, database: Mapping[str, str]) -> Part:
         "PREFECT_SERVER_UI_API_URL": stack.api,
         "PREFECT_SERVER_API_AUTH_STRING": stack.password,
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{stack.ui},http://localhost:{port}",
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASE_STORAGE,
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         **database,
     }

@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate, WorkPoolUpdate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from support.cli import Everfresh
-from support.prefect_server import PrefectServer
+from support.prefect_server import PrefectServer, running_server
 from support.stream import Pipeline, make_pipeline
 
 from everfresh.flows import declared
 from everfresh.flows.deploy import deploy
 from everfresh.flows.doctor import doctor, versions
+from everfresh.flows.stack import LEASE_STORAGE
 from everfresh.tasks.config import PipelineConfig
 from everfresh.tasks.errors import EverfreshError
 
@@ -51,7 +52,7 @@ def line_of(config: PipelineConfig | None, name: str) -> tuple[bool, str]:
 def test_what_is_not_there_is_named_with_its_remedy(everfresh: Everfresh, undeployed: Pipeline) -> None:
     code, lines = asked(everfresh, undeployed.file)
     assert code == 1
-    missing = {f"pool {undeployed.name}", "deployed"}
+    missing = {f"pool {undeployed.name}", "deployed", "leases"}
     assert {name for name, line in lines.items() if not line["passed"]} == missing
     assert all("`everfresh deploy` makes" in lines[name]["words"] for name in missing)
     assert f"+ work pool {undeployed.name}" in lines["deployed"]["words"]
@@ -91,6 +92,26 @@ def test_a_pool_that_a_worker_made_of_prefects_default_gives_runs_no_gpu(server:
             client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
             assert line_of(made.config, f"pool {name}") == (True, "kubernetes, 1 worker online (w-1)")
         client.delete_work_pool(name)
+
+
+def test_a_slot_outlives_a_server_that_starts_anew_and_doctor_says_where_it_would_not(
+    server: PrefectServer, tmp_path: Path
+) -> None:
+    with own_server(server):
+        passed, words = line_of(None, "leases")
+    assert not passed
+    assert f"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE={LEASE_STORAGE}" in words
+    kept = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASE_STORAGE}
+    with running_server(tmp_path / "prefect", **kept) as first, own_server(first) as client:
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="gpu", limit=1, active=True, active_slots=0))
+        taken = client.increment_concurrency_slots_with_lease(["gpu"], 1, "concurrency", 90)
+        lease = uuid.UUID(taken.json()["lease_id"])
+    with running_server(tmp_path / "prefect", **kept) as second, own_server(second) as client:
+        client.renew_concurrency_lease(lease, 90)
+        assert client.read_global_concurrency_limit_by_name("gpu").active_slots == 1
+        client.release_concurrency_slots_with_lease(lease)
+        assert client.read_global_concurrency_limit_by_name("gpu").active_slots == 0
+        assert line_of(None, "leases")[0]
 
 
 def test_a_pool_without_a_worker_a_schedule_that_differs_and_what_is_switched_off(

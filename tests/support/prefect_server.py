@@ -95,13 +95,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_server(home: Path) -> Iterator[PrefectServer]:
-    """Start a server and wait until it is healthy; end it by its id."""
+def running_server(home: Path, **extra: str) -> Iterator[PrefectServer]:
+    """Start a server, with an environment beside its own, and wait until it is healthy; end it by its id."""
     port = free_port()
     server = PrefectServer(home, port)
     home.mkdir(parents=True, exist_ok=True)
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-    environment = {**inherited, **_own(home), "PREFECT_SERVER_UI_API_URL": server.api}
+    environment = {**inherited, **_own(home), "PREFECT_SERVER_UI_API_URL": server.api, **extra}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     output = home / "server.log"
     with output.open("wb") as log:
