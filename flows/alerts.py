@@ -191,7 +191,9 @@ def _events(config: PipelineConfig, tick: Tick | None, what: Happening) -> list[
             facts = what.model_dump(mode="json", include={"action", "reasons", "triggers", "ladder"})
             return [("retraining.decided", f"{where}: retraining, because {_clause('; '.join(what.reasons))}.", facts, {})]
         case Question():
-            facts = what.model_dump(mode="json", include={"id", "stage", "expires_at"})
+            context = FlowRunContext.get()
+            run = str(context.flow_run.id) if context and context.flow_run else None
+            facts = what.model_dump(mode="json", include={"id", "stage", "expires_at"}) | {"run": run}
             return [("approval.asked", " ".join(what.title.split()), facts, {})]
         case JournalEntry():
             return _of_tick(where, what)

@@ -228,6 +228,10 @@ _SUBJECTS: dict[Notice, str] = {
 }
 
 
+RETRAINED: tuple[Notice, ...] = ("drift.detected", "data.quarantined", "gate.rejected")
+"""What a person may answer with a retraining."""
+
+
 def _trigger(config: PipelineConfig, notice: Notice, ids: Mapping[str, UUID]) -> EventTrigger | None:
     if not notice.startswith("run."):
         return _on(config, notice)
@@ -247,8 +251,17 @@ def _body(config: PipelineConfig, notice: Notice, ids: Mapping[str, UUID], ui: s
         again = f" {{% if event.resource['prefect.run-count'] | int < {TRIES} %}}It is started again by itself.{{% endif %}}"
         words = f"{{{{ {name} }}}}: {{{{ event.resource['prefect.state-message'] }}}}{again if notice == 'run.crashed' else ''}"
         return f"{words}\n\nThe run: {ui}/runs/flow-run/{{{{ {id}.split('.')[-1] }}}}"
-    links = {"The report": f"{ui}/artifacts/key/{config.name}-{'drift' if notice == 'drift.detected' else 'tick'}"}
-    if "retrain" in ids:
+    page = f"{ui}/artifacts/key/{config.name}-"
+    if notice == "approval.asked":
+        links = {
+            "What to know": f"{page}approval",
+            "The form, Resume": f"{ui}/runs/flow-run/{{{{ event.payload.run }}}}",
+            "Or answer with": "`everfresh approve` and the pipeline's file",
+            "Open until": "{{ event.payload.expires_at }}",
+        }
+    else:
+        links = {"The report": f"{page}{'drift' if notice == 'drift.detected' else 'tick'}"}
+    if "retrain" in ids and notice in RETRAINED:
         links["Retrain with one click"] = f"{ui}/deployments/deployment/{ids['retrain']}/run"
     return "{{ event.payload.words }}\n\n" + "\n".join(f"{name}: {link}" for name, link in links.items())
 

@@ -229,7 +229,7 @@ def run_graph(live: Live, answer: Answer) -> Tree:
 
 
 def _run_words(live: Live, run: Run) -> str:
-    seconds = (run.ended - run.started).total_seconds() if run.ended and run.started else 0
+    seconds = ((run.ended or datetime.now(UTC)) - run.started).total_seconds() if run.started else 0
     return f"[cyan]{run.flow}[/cyan] {run.name}: {run.state}, {seconds:.0f} s, by {live.watch.worker(run) or 'no worker'}"
 
 

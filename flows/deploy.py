@@ -86,6 +86,7 @@ def deploy(config: PipelineConfig, *, dry_run: bool = False, delete: bool = Fals
         fleet: the one that is being deployed with it, if any; see `flows/deploy_fleet.py`.
 
     Raises:
+        EverfreshError: it is to go and a run of it is under way, or the server refuses something.
         ConfigError: no server is named, a cron expression is none, a notification block or a job variable is not there,
             a pool is of another kind, a fleet has the name, goes on looking at a pipeline that is to go, or has otherwise
             what it has in common with its pipelines.
@@ -123,6 +124,8 @@ def bring(
         *_limits(client, config, limits),
         *_deployments(client, config, wanted),
     ]
+    if not wanted:
+        _none_under_way(client, config)
     if dry_run:
         return [*before, *_automations(client, config, planned)]
     _make(client, before)
@@ -228,6 +231,18 @@ def fleets(client: Client) -> dict[str, list[str]]:
     """The pipelines that each fleet on the server looks at."""
     every = _pages(partial(client.read_deployments, flow_filter=FlowFilter(name=FlowFilterName(any_=[declared.FLEET]))))
     return {one.name: [str(each.get("name")) for each in one.parameters.get("configs", ())] for one in every}
+
+
+def _none_under_way(client: Client, config: PipelineConfig) -> None:
+    """Raises EverfreshError if a run would lose, in the middle of its work, the limits it needs and who watches over it."""
+    busy = FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING])
+    only = DeploymentFilter(id=DeploymentFilterId(any_=[one.id for one in existing(client, config).values()]))
+    read = partial(client.read_flow_runs, flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=busy)))
+    if runs := _pages(partial(read, deployment_filter=only)):
+        raise EverfreshError(
+            f"runs of {config.name} must be over before it is taken away, got {len(runs)} under way, such as {runs[0].name}. "
+            f"Wait for it, or `prefect flow-run cancel {runs[0].id}`; then delete again."
+        )
 
 
 def _its_fleet(client: Client, name: str, config: PipelineConfig) -> Iterator[Change]:

@@ -22,6 +22,7 @@ MEANS = {
     "right_is": "right is",
     "champion_accuracy": "its accuracy, at release",
     "drift_alarm": "drift alarm on it",
+    "alarms_waiting": "drift alarm on windows that wait",
     "estimated_accuracy": "estimated accuracy on it, of the champion that met it",
     "measured_accuracy": "measured accuracy on it, of the champion that met it",
 }
@@ -70,6 +71,7 @@ def facts(name: str, store: Store, config: PipelineConfig | None = None) -> dict
         "windows_waiting": (head.seq if head else 0) - (last.seq if last else 0),
         "last_window": last.seq if last else None,
         "drift_alarm": last.alarm if last else None,
+        "alarms_waiting": _alarms(store, last.seq if last else 0, head.seq if head else 0, release),
         "estimated_accuracy": last.estimated_accuracy if last else None,
         "measured_accuracy": last.measured_accuracy if last else None,
         "last_decision": last.decision.action if last else None,
@@ -116,6 +118,17 @@ def status_table(facts: dict[str, Any]) -> Table:
     return table
 
 
+LOOKED = 20
+"""Windows that wait, the newest ones, at which it is looked."""
+
+
+def _alarms(store: Store, treated: int, newest: int, release: Release | None) -> list[int]:
+    """Windows that wait for their tick and have raised an alarm, by what was told of them; the newest ones."""
+    waiting = [stream(store).entry(seq) for seq in range(max(treated, newest - LOOKED) + 1, newest + 1)] if release else []
+    told = "alerts/drift.detected-{}-{}.json"
+    return [e.seq for e in waiting if e and release and store.exists(told.format(e.view, release.reference))]
+
+
 def overview_table(found: Sequence[dict[str, Any]]) -> Table:
     """One row a pipeline."""
     table = Table(header_style="bold", pad_edge=False)
@@ -133,7 +146,7 @@ def overview_table(found: Sequence[dict[str, Any]]) -> Table:
         table.add_column(name, justify="right" if name in {"windows", "waiting", "right, last window"} else "left")
     for one in found:
         right = one["estimated_accuracy"] if one["measured_accuracy"] is None else one["measured_accuracy"]
-        alarm = {None: "–", True: "ALARM", False: "quiet"}[one["drift_alarm"]]
+        alarm = {None: "–", True: "ALARM", False: "quiet"}[True if one["alarms_waiting"] else one["drift_alarm"]]
         pinned = " pinned" if one["pinned"] else ""
         since, ticked = (_minute(one[key]) for key in ("since", "last_tick"))
         counts = (str(one["windows"]), str(one["windows_waiting"]))

@@ -42,8 +42,11 @@ POOLS = {"cpu": 4, "gpu": 1}
 LEASE_STORAGE = "prefect.server.concurrency.lease_storage.filesystem"
 """Who holds a slot outlives a server that is killed; in its memory, Prefect's default, the slot would stay taken for good."""
 USUAL_UI, USUAL_S3 = 4200, 8333
-SERIOUS = re.compile(r"\| (WARNING|ERROR|CRITICAL)")
-"""Lines of the server's log that stand on the terminal too; tracebacks do not."""
+SERIOUS = re.compile(r"\| (WARNING|ERROR|CRITICAL)(?!.*already in terminal state)")
+"""Lines of the server's log that stand on the terminal too; tracebacks do not, nor deadlines of runs that ended in time."""
+USUAL = re.compile(r"^$|Aborted submission|submitting flow run|\| Task run|Downloading flow code| - View at ")
+"""Lines of a worker's log that do not: runs that wait for others, steps of a run."""
+SOCKETS = "/tmp/everfresh"  # noqa: S108 - a socket's path is short, a folder's need not be
 SECONDS_BETWEEN_LOOKS = "3"
 """In which a worker asks for work: somebody is watching."""
 
@@ -80,12 +83,14 @@ class Stack(BaseModel):
 
 
 def read_stack(folder: Path = FOLDER) -> Stack:
-    """Where the stack of a folder is.
+    """Where the stack of a folder is; one that is coming up is waited for.
 
     Raises:
         ConfigError: it does not run.
     """
     path = folder / "stack.json"
+    while not path.exists() and _is_held(folder):
+        time.sleep(0.2)
     if not path.exists():
         raise ConfigError(f"{path} must tell where the stack is, got no file: it does not run. Start it with `make up`.")
     return Stack.model_validate_json(path.read_bytes())
@@ -131,6 +136,9 @@ def run_stack(folder: Path, postgres: str | None, say: Callable[[str, str], None
         finally:
             told.unlink(missing_ok=True)
             supervisor.end()
+            for socket_file in Path(SOCKETS).parent.glob(f"{Path(SOCKETS).name}-{stack.pid}-?.sock"):
+                socket_file.unlink()
+            say("up", f"all of it has ended; what was stored is kept in {folder}")
 
 
 def _plan(folder: Path) -> Stack:
@@ -197,7 +205,8 @@ def _worker(stack: Stack, pool: str) -> Part:
     ]  # fmt: skip
     own = {"PREFECT_WORKER_QUERY_SECONDS": SECONDS_BETWEEN_LOOKS, "PREFECT_CLI_PROMPT": "false"}
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 4))}  # all of the stack shares this machine
-    return Part(f"{pool}-worker", command, threads | _environment(stack) | own, lambda: _alive(stack, pool, begun))
+    ready, environment = lambda: _alive(stack, pool, begun), threads | _environment(stack) | own
+    return Part(f"{pool}-worker", command, environment, ready, lambda line: not USUAL.search(line.strip()))
 
 
 def _s3(folder: Path, weed: str, stack: Stack) -> Part:
@@ -207,7 +216,7 @@ def _s3(folder: Path, weed: str, stack: Stack) -> Part:
     owner = {"name": "owner", "credentials": [keys], "actions": ["Admin", "Read", "List", "Tagging", "Write"]}
     _write(data / "identities.json", json.dumps({"identities": [owner]}))
     s3, master, volume, filer = json.loads((folder / "kept.json").read_text())["s3"]
-    sockets = f"/tmp/everfresh-{stack.pid}"  # noqa: S108 - a socket's path is short, a folder's need not be
+    sockets = f"{SOCKETS}-{stack.pid}"
     command = [
         weed, "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         "-master.telemetry=false", "-master.electionTimeout=1s", "-webdav=false", "-admin.ui=false",
@@ -308,6 +317,18 @@ def _alone(folder: Path) -> Iterator[None]:
             ) from None
         (folder / "stack.json").unlink(missing_ok=True)  # of one that was killed
         yield
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether a stack holds the folder."""
+    try:
+        with (folder / "lock").open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def _write(path: Path, text: str) -> None:

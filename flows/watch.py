@@ -72,10 +72,12 @@ class Watch:
 
     def events(self, since: datetime) -> list[ReceivedEvent]:
         """The pipeline's own events, and what automations did about it, oldest first."""
+        acts = self._events(since, event=EventNameFilter(name=["prefect.automation.action.executed"]))
+        ours = f"everfresh · {self.pipeline} · "
         return sorted(
             [
                 *self._events(since, any_resource=EventAnyResourceFilter(id=[f"everfresh.pipeline.{self.pipeline}"])),
-                *self._events(since, event=EventNameFilter(name=["prefect.automation.action.executed"])),
+                *(act for act in acts if (act.resource.get("prefect.resource.name") or "").startswith(ours)),
             ],
             key=lambda event: event.occurred,
         )

@@ -110,6 +110,15 @@ def test_drift_tells_and_starts_one_retrain_until_the_time_is_over(
         link = f"{server.ui}/deployments/deployment/{there.ids[f'retrain/{told.name}']}/run"
         assert f"Retrain with one click: {link}" in bodies[0]
         assert f"The report: {server.ui}/artifacts/key/{told.name}-drift" in bodies[0]
+        asked = Question(
+            id="00000003-tick-before_training", seq=3, request="", stage="before_training", title="May it train?", words="-",
+            asked_at=datetime.now(UTC), expires_at=datetime(2030, 1, 2, tzinfo=UTC),
+        )  # fmt: skip
+        announce(told.config, None, asked)
+        [body] = receiver.waits_for(f"{told.name} · your approval is asked for")
+        assert body.startswith(f"May it train?\n\nWhat to know: {server.ui}/artifacts/key/{told.name}-approval\n")
+        assert body.endswith("Open until: 2030-01-02T00:00:00Z")
+        assert "Retrain with one click" not in body
         happening(told.config, "drift.detected", ago=0, words="and again")
         receiver.waits_for(f"{told.name} · drift", 3)
         deadline = time.monotonic() + 30

@@ -186,6 +186,18 @@ def test_an_automation_that_is_there_twice_goes(deployable: Pipeline) -> None:
         assert len(client.read_automations_by_name(one.name)) == 1
 
 
+def test_what_is_under_way_is_not_deleted(deployable: Pipeline) -> None:
+    deploy(deployable.config)
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run_from_deployment(existing(client, deployable.config)["retrain"].id)
+        client.set_flow_run_state(run.id, Pending())
+        for dry_run in (True, False):
+            with pytest.raises(EverfreshError, match=rf"got 1 under way, such as {run.name}\. .*cancel {run.id}"):
+                deploy(deployable.config, delete=True, dry_run=dry_run)
+        assert counted(deployable.config) == wanted(deployable.config)
+        client.set_flow_run_state(run.id, Crashed())
+
+
 def test_nothing_is_made_of_a_file_that_is_wrong(deployable: Pipeline) -> None:
     for wrong in ({"schedule": {"retrain": "61 3 * * *"}}, {"alerts": {"notify": ["slack-webhook/nowhere"]}}):
         deployable.rewrite(**wrong)

@@ -136,6 +136,7 @@ def test_monitor_commits_the_window_and_retrain_takes_it_up_with_the_same_measur
     assert drift is not None
     assert stream(pipeline.store).last_seq() == 3
     assert scheduled(pipeline.store).last_seq() == 2
+    assert status(pipeline.config)["alarms_waiting"] == ([3] if drift.alarm else [])
     assert monitor(pipeline.config) is None
     [entry] = retrain(pipeline.config)
     assert (entry.seq, entry.drift, entry.alarm) == (3, drift.key, drift.alarm)
@@ -149,6 +150,7 @@ def test_one_alarm_rings_once_though_monitor_retrain_and_a_rerun_see_it(pipeline
     drift = monitor(pipeline.config)
     assert drift is not None
     assert drift.alarm
+    assert status(pipeline.config)["alarms_waiting"] == [3]
     [entry] = retrain(pipeline.config)
     assert (entry.drift, entry.alarm) == (drift.key, True)
     rollback(pipeline.config)
