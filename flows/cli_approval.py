@@ -44,7 +44,9 @@ def approve(
     if question is None and not reject and not reason:
         _listing(pipeline, waiting, as_json)
         return
-    meant = next((q for q in waiting if q.id == question), None) or approvals.pick(waiting, _window(question))
+    unanswered = approvals.unanswered(store)
+    known = waiting or [q for q in approvals.pending(store) if q not in unanswered]  # who comes second is told who was first
+    meant = next((q for q in known if q.id == question), None) or approvals.pick(known, _window(question))
     said = approvals.answer(store, meant, approved=not reject, by=by or _user(), reason=reason, through="command")
     if as_json:
         show(said.model_dump(mode="json"), as_json=True)

@@ -49,12 +49,12 @@ def deploy(
         return
     for change in changes:
         show(f"{change.sign} {change.what}{f': {change.words}' if change.words else ''}", as_json=False)
-    show(_closing(len(changes), dry_run), as_json=False)
+    show(_closing(len(changes), dry_run, delete), as_json=False)
 
 
-def _closing(count: int, dry_run: bool) -> str:
+def _closing(count: int, dry_run: bool, delete: bool) -> str:
     if not count:
-        return "nothing to change: the server has what the file says"
+        return f"nothing to change: the server has {'nothing of it' if delete else 'what the file says'}"
     if dry_run:
         return f"{count} to change; without --dry-run it is done"
     from everfresh.flows.deploy import ui

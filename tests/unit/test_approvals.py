@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.stream import make_pipeline
+from typer.testing import CliRunner
 
+from everfresh.flows.cli import app
 from everfresh.flows.cli_approval import window_range
 from everfresh.flows.declared import form
 from everfresh.tasks import approvals
@@ -65,6 +69,15 @@ def test_questions_of_windows_that_are_over_are_not_read(folder_store: FolderSto
         folder_store.put(f"approvals/{seq:08d}-tick-before_training/asked.json", b"not even a question")
     open_one = ask(folder_store, tick(6))
     assert approvals.waiting(folder_store) == [open_one]
+
+
+def test_who_answers_second_is_told_who_was_first(tmp_path: Path) -> None:
+    made = make_pipeline(tmp_path, "asked")
+    asked = ask(made.store, tick())
+    approvals.answer(made.store, asked, approved=True, by="ada", reason="fine", through="form")
+    told = CliRunner().invoke(app, ["approve", str(made.file), "3", "--reject"])
+    assert told.exit_code == 1
+    assert "window 3 must be unanswered, but ada approved the training: fine" in str(told.exception)
 
 
 def test_a_question_is_picked_by_its_window(folder_store: FolderStore) -> None:
