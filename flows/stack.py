@@ -26,6 +26,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,7 @@ def _worker(stack: Stack, pool: str) -> Part:
     command = [
         sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool,
         "--name", f"{pool}-worker", "--limit", str(POOLS[pool]),
+        "--base-job-template", str(files("everfresh.infra").joinpath("work_pools", f"{pool}-process.json")),
     ]  # fmt: skip
     own = {"PREFECT_WORKER_QUERY_SECONDS": SECONDS_BETWEEN_LOOKS, "PREFECT_CLI_PROMPT": "false"}
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 4))}  # all of the stack shares this machine
