@@ -1,6 +1,6 @@
 """Many pipelines with nothing new: whether any run is late, and what a tick costs.
 
-    python benchmarks/many_pipelines.py [--pipelines 20] [--minutes 30] [--fleet 100]
+    python benchmarks/many_pipelines.py [--pipelines 20] [--minutes 30] [--fleet 100] [--sqlite]
 
 First, so many pipelines on one process worker, each with a `monitor` every five minutes, spread over the minutes as one would:
 Prefect counts a run as late that has not begun 15 s after it was due. Then a fleet through one `everfresh monitor` of all of
@@ -23,7 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
-from on_stack import EVERFRESH, Deployed, events, moment, running_stack, runs, write_pipeline
+from on_stack import EVERFRESH, Deployed, events, moment, runs, write_pipeline
+from stack_postgres import stack_for_good
 
 from everfresh.flows.declared import as_parameter
 from everfresh.flows.digits import Scanner
@@ -45,8 +46,12 @@ def main() -> None:
     parser.add_argument("--pipelines", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--fleet", type=int, default=100)
+    parser.add_argument("--sqlite", action="store_true", help="as `make up` has it; else PostgreSQL")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="everfresh-many-") as folder, running_stack(Path(folder) / "stack") as (stack, up):
+    with (
+        tempfile.TemporaryDirectory(prefix="everfresh-many-") as folder,
+        stack_for_good(Path(folder), sqlite=options.sqlite) as (stack, up),
+    ):
         made = pipelines(Path(folder), max(options.pipelines, options.fleet))
         late = scheduled_ticks(stack, up, made[: options.pipelines], options.minutes)
         if options.fleet:

@@ -19,15 +19,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
-from on_stack import Deployed, deploy, events, eventually, kill_machine, moment, part, running_stack, runs
-from stack_postgres import postgres
+from on_stack import Deployed, deploy, events, eventually, kill_machine, moment, part, runs
+from stack_postgres import stack_for_good
 
 from everfresh.flows.digits import Scanner
 from everfresh.flows.stack import Stack
@@ -75,10 +74,10 @@ def main() -> None:
     draw = random.Random(options.seed)
     victims = options.victims * options.kills
     draw.shuffle(victims)
-    with ExitStack() as opened:
-        folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="everfresh-chaos-"))
-        database = () if options.sqlite else ("--postgres", opened.enter_context(postgres(Path(folder))).url)
-        stack, up = opened.enter_context(running_stack(Path(folder) / "stack", *database))
+    with (
+        tempfile.TemporaryDirectory(prefix="everfresh-chaos-") as folder,
+        stack_for_good(Path(folder), sqlite=options.sqlite) as (stack, up),
+    ):
         made = deploy(Path(folder), f"s3://{stack.bucket}/chaos", "chaos", **SECTIONS)
         chaos = Chaos(stack, up, made, draw)
         length = chaos.undisturbed()

@@ -22,7 +22,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -107,6 +107,14 @@ def postgres(folder: Path) -> Iterator[Postgres]:
         yield server
     finally:
         server.run("pg_ctl", "-D", str(place / "data"), "-m", "immediate", "-w", "stop")
+
+
+@contextmanager
+def stack_for_good(folder: Path, *, sqlite: bool = False) -> Iterator[tuple[Stack, psutil.Process]]:
+    """A stack in a folder with Prefect's server on PostgreSQL, or on what `make up` has."""
+    with ExitStack() as opened:
+        database = () if sqlite else ("--postgres", opened.enter_context(postgres(folder)).url)
+        yield opened.enter_context(running_stack(folder / "stack", *database))
 
 
 def _program(name: str) -> str:
