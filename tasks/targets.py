@@ -239,12 +239,16 @@ def _split(text: str) -> list[str]:
 
 
 def _set_in(label: str) -> set[str]:
-    if not label.startswith("["):
-        return {" ".join(name.split()) for name in label.split(JOIN)} - {""}
-    names = _listed(label)
-    if bad := [n for n in names if not isinstance(n, str) or not n.strip() or JOIN in n]:
-        raise DataError(f"must have names of classes in its list of labels, got {_cut(str(bad[0]))}")
-    return {" ".join(name.split()) for name in names}
+    if label.lstrip().startswith("["):
+        names = _listed(label)
+        if bad := [n for n in names if not isinstance(n, str) or not n.strip() or JOIN in n]:
+            raise DataError(f"must have names of classes in its list of labels, got {_cut(str(bad[0]))}")
+    else:
+        names = label.split(JOIN)
+    found = {" ".join(name.split()) for name in names} - {""}
+    if odd := sorted(name for name in found if name.startswith("[")):  # the text of the set would read as a list
+        raise DataError(f"must have names of classes that do not begin with [, got {_cut(odd[0])}")
+    return found
 
 
 def _listed(label: str) -> list[Any]:

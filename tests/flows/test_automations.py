@@ -106,7 +106,10 @@ def test_drift_tells_and_starts_one_retrain_until_the_time_is_over(
         happening(told.config, "drift.detected", ago=8, words="it moved")
         happening(told.config, "drift.detected", ago=7, words="it moved still")  # six seconds are not over
         bodies = receiver.waits_for(f"{told.name} · drift", 2)
-        assert [body.split("\n")[0] for body in bodies] == ["it moved", "it moved still"]
+        assert {body.split("\n")[0] for body in bodies} == {
+            "it moved",
+            "it moved still",
+        }  # a busy server sends the second first
         link = f"{server.ui}/deployments/deployment/{there.ids[f'retrain/{told.name}']}/run"
         assert f"Retrain with one click: {link}" in bodies[0]
         assert f"The report: {server.ui}/artifacts/key/{told.name}-drift" in bodies[0]

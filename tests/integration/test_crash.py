@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from support.cli import SCRIPT, WITHIN, Everfresh
+from support.cli import SCRIPT, Everfresh
 from support.stream import AGED, Pipeline, make_pipeline
 
 from everfresh.tasks.alias import check_release
@@ -24,6 +24,8 @@ from everfresh.tasks.ledger import champion_moves, stream
 from everfresh.tasks.sweep import sweep
 
 KILLS = 20
+WITHIN = 240.0
+"""Seconds for one command."""
 pytestmark = pytest.mark.slow
 
 

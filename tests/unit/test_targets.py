@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from everfresh.tasks.errors import DataError
@@ -72,6 +72,7 @@ def test_the_empty_set_is_a_label_and_no_label_is_none() -> None:
         (SETS, '["ant", 3]', "must have names of classes in its list of labels, got '3'"),
         (SETS, '["ant|bee"]', "must have names of classes"),
         (SETS, '["ant", ""]', "must have names of classes"),
+        (SETS, "bee|[ant", r"must have names of classes that do not begin with \[, got '\[ant'"),
     ],
 )
 def test_what_is_no_label_says_why(targets: Targets, label: str, said: str) -> None:
@@ -80,6 +81,9 @@ def test_what_is_no_label_says_why(targets: Targets, label: str, said: str) -> N
 
 
 @given(st.text(max_size=12), st.sampled_from([SETS, VALUES]))
+@example(" [", SETS)
+@example("bee|[ant", SETS)
+@example('["[ant"]', SETS)
 def test_any_text_has_a_canonical_form_that_stays_or_is_refused(text: str, targets: Targets) -> None:
     try:
         label = targets.canonical(text)
