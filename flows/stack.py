@@ -30,6 +30,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import psutil
 from pydantic import BaseModel, ConfigDict
 
 from everfresh.flows.check import without_user
@@ -90,11 +91,14 @@ def read_stack(folder: Path = FOLDER) -> Stack:
         ConfigError: it does not run.
     """
     path = folder / "stack.json"
-    while not path.exists() and _is_held(folder):
+    while True:
+        with suppress(FileNotFoundError):
+            stack = Stack.model_validate_json(path.read_bytes())
+            if psutil.pid_exists(stack.pid):  # else it is of one that was killed
+                return stack
+        if not _is_held(folder):
+            raise ConfigError(f"{path} must tell where the stack is, got no stack that runs. Start it with `make up`.")
         time.sleep(0.2)
-    if not path.exists():
-        raise ConfigError(f"{path} must tell where the stack is, got no file: it does not run. Start it with `make up`.")
-    return Stack.model_validate_json(path.read_bytes())
 
 
 def run_stack(folder: Path, postgres: str | None, say: Callable[[str, str], None]) -> None:

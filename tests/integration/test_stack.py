@@ -29,6 +29,7 @@ COMES_UP_WITHIN = 500.0
 
 
 def up(folder: Path) -> tuple[subprocess.Popen[bytes], Stack]:
+    (folder / "stack.json").unlink(missing_ok=True)  # of one that was killed
     with (folder.parent / "up.log").open("ab") as said:
         process = subprocess.Popen([SCRIPT, "up", "--folder", str(folder)], stdout=said, stderr=said)
     deadline = time.monotonic() + COMES_UP_WITHIN

@@ -81,3 +81,7 @@ def test_a_folder_holds_one_stack(tmp_path: Path) -> None:
 def test_a_stack_that_does_not_run_says_how_to_start_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="make up"):
         stack.read_stack(tmp_path)
+    left = stack.Stack(pid=2**22 + 1, api="a", ui="u", s3="s", pools={}, logs="l", environment={})  # no process has that number
+    (tmp_path / "stack.json").write_text(left.model_dump_json())
+    with pytest.raises(ConfigError, match="got no stack that runs"):
+        stack.read_stack(tmp_path)
