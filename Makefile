@@ -30,7 +30,7 @@ up: .venv/.installed ## Prefect server, two workers and an S3 server on this mac
 demo: .venv/.installed ## beside `make up`: drift arrives and is answered, with nobody touching it
 	@$(BIN)/everfresh demo-live
 
-test: .venv/.installed ## the whole suite, under 10 minutes on 2 cores
+test: .venv/.installed ## the whole suite, ten minutes on 2 cores
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 screenshots: .venv/.installed ## the pictures of the Prefect UI in docs/, as the tests see it
